@@ -1,0 +1,72 @@
+# Every entry point of the project. `make serve` needs Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+# another package index for torch alone, such as the one of its CPU builds
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PACKAGES := server drafts kernels benchmarks
+TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" | cksum | cut -d' ' -f1))
+# folders too: a deleted or added module changes the folder's time
+SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -print)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-slow lint format clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo "Variables: PYTHON=$(PYTHON) HOST=$(HOST) PORT=$(PORT) TORCH_INDEX=$(TORCH_INDEX)"
+
+install: $(VENV)/.installed-dev ## install into .venv with what the tests need
+
+serve: $(VENV)/.installed ## install what is missing, fetch the default target once, serve it
+	@$(BIN)/redraft serve --host "$(HOST)" --port "$(PORT)"
+
+test: lint ## lint, check types and layers, run the tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: install ## the tests that `make test` leaves out
+	$(BIN)/pytest -m slow
+
+lint: install ## style, formatting, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES:%=-p redraft.%)
+	$(BIN)/lint-imports
+
+format: install ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove everything that was built or installed here
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Redraft needs Python 3.11 or newer; set PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) setuptools
+	@touch $@
+
+# torch from TORCH_INDEX replaces a build of the same version that is already there
+$(TORCH): $(VENV)/.created
+	$(INSTALL) --force-reinstall --no-deps --index-url "$(TORCH_INDEX)" torch
+	@touch $@
+
+# setuptools builds in the tree and would install modules that were deleted since: its leftovers go first.
+# The build backend is the pinned one above, so building needs no network.
+$(VENV)/.installed: $(VENV)/.created $(TORCH) $(SOURCES)
+	@rm -rf build *.egg-info
+	$(INSTALL) --no-build-isolation .
+	@rm -rf build *.egg-info
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created $(TORCH) $(SOURCES)
+	@rm -rf build *.egg-info
+	$(INSTALL) --no-build-isolation '.[dev]'
+	@rm -rf build *.egg-info
+	@touch $(VENV)/.installed $@

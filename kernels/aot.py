@@ -1,0 +1,105 @@
+"""Compile kernels for GPUs that are not here, and say what they need: ``python -m redraft.kernels.aot MODULE...``.
+
+For each module's ``COMPILE_CASES`` and each architecture one line of JSON with registers per thread, bytes of spill
+(stack and local memory) and bytes of shared memory.  ptxas and cuobjdump are in Triton's wheel, so this
+runs on a machine without CUDA.  Do not set ``TRITON_INTERPRET``: interpreted functions cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import product
+
+from redraft.kernels.triton_support import INTERPRETED, CompileCase
+
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities from Ampere to consumer Blackwell."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one specialisation of a kernel takes on one architecture."""
+
+    module: str
+    case: int
+    """Index into the module's ``COMPILE_CASES``."""
+    kernel: str
+    capability: int
+    registers: int
+    """Per thread."""
+    spill: int
+    """Bytes of stack and local memory per thread; anything above 0 is a spill."""
+    shared: int
+    """Bytes of shared memory per program."""
+    fused: int
+    """Fused multiply-adds in the PTX; a kernel compiled without fusion has none."""
+
+
+def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int]:
+    """Compile for one architecture; returns (registers, spill bytes, shared bytes, fused multiply-adds)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    names = case.kernel.arg_names
+    signature = {name: "constexpr" if name in case.constexprs else case.signature[name] for name in names}
+    # torch aligns its allocations to at least 16 bytes, and the launcher specialises on it
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = triton.compiler.ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
+    options = {
+        "num_warps": case.num_warps,
+        "num_stages": case.num_stages,
+        "enable_fp_fusion": case.enable_fp_fusion,
+    }
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.cubin")
+        with open(path, "wb") as file:
+            file.write(compiled.asm["cubin"])
+        tool = triton.knobs.nvidia.cuobjdump.path
+        text = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
+    return usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, fused
+
+
+def _measure(job: tuple[str, int, int]) -> Usage:
+    module, index, capability = job
+    case: CompileCase = importlib.import_module(module).COMPILE_CASES[index]
+    return Usage(module, index, case.kernel.__name__, capability, *compile_case(case, capability))
+
+
+def measure(modules: list[str], workers: int) -> Iterator[Usage]:
+    """Compile every case of ``modules`` for every architecture in ``workers`` processes."""
+    jobs = [
+        (module, index, capability)
+        for module in modules
+        for index, capability in product(range(len(importlib.import_module(module).COMPILE_CASES)), CAPABILITIES)
+    ]
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_measure, jobs)
+
+
+def main() -> None:
+    """Print one JSON line per module, case and architecture."""
+    parser = argparse.ArgumentParser(description="Compile kernels for every supported GPU, without one.")
+    parser.add_argument("modules", nargs="+", help="modules with COMPILE_CASES, e.g. redraft.kernels.sample")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes to compile in")
+    arguments = parser.parse_args()
+    if INTERPRETED:
+        parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
+    for usage in measure(arguments.modules, arguments.workers):
+        sys.stdout.write(json.dumps(asdict(usage)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Matrix product with a fixed weight, row-invariant: a row gets the same bits whatever rows stand beside it.
+
+On a CPU the weight is laid out once for oneDNN's blocked kernels.  At 1 to 6 rows of bf16 this takes 0.7 of the plain
+layout's time, and from 2 rows on the products were byte-equal for every row count tried, in bf16 and in fp32, where
+torch's own product depends on the row count (docs/log.md).  A single row may differ, hence ``MIN_ROWS``.  What holds on
+the machine at hand is for the start-up self-check to say (server/engine/self_check.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MIN_ROWS = 2
+"""Passes have at least this many rows: one row alone takes another code path, with other bits."""
+
+ROWS_HINT = 8  # the layout oneDNN picks did not depend on it between 1 and 64
+
+
+def prepacks(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights of this kind get oneDNN's blocked layout."""
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and torch.backends.mkldnn.is_available()
+
+
+class Linear:
+    """``x @ weight.T + bias`` with an optional residual added before rounding.
+
+    ``weight`` [N, K] and ``bias`` [N] share a dtype; ``x`` is [R, K], the result [R, N], both of that dtype.
+    """
+
+    __slots__ = ("bias", "in_features", "out_features", "packed", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.packed = prepacks(weight.device, weight.dtype)
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
+            if self.packed
+            else weight.contiguous()
+        )
+        self.bias = bias
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[R, K] -> [R, N]; ``residual`` [R, N] is added in fp32 where the backend fuses it, else after rounding."""
+        if self.packed:
+            ops, x = torch.ops.mkldnn, x.contiguous()  # other strides take other code, with other bits
+            if residual is None:
+                return ops._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+            return ops._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")  # type: ignore[no-any-return]
+        out = torch.nn.functional.linear(x, self.weight, self.bias)
+        return out if residual is None else out + residual

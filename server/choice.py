@@ -1,0 +1,108 @@
+"""One choice: the engine's rounds become text, until the engine, a stop string or the client ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from redraft.server.detokenize import Detokenizer
+from redraft.server.engine.client import EngineClient
+from redraft.server.engine.types import FinishReason, RedraftError, Request, RoundOutput
+from redraft.server.errors import ApiError, unavailable
+from redraft.server.record import ChoiceRecord
+from redraft.server.replies import Finish
+from redraft.server.stops import StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of one choice."""
+
+    index: int
+    text: str
+    finish_reason: Finish | None = None
+    """Set with the choice's last delta."""
+
+
+class Choice:
+    """One choice of a reply."""
+
+    def __init__(
+        self,
+        index: int,
+        request: Request,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        end_tokens: frozenset[int],
+        record: Callable[[], ChoiceRecord],
+    ) -> None:
+        """``record`` starts the choice's clock; ``end_tokens`` end a turn and show no text."""
+        self.index = index
+        self._request = request
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._end_tokens = end_tokens
+        self.record = record()
+
+    async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
+        """Decode to the end; cancelling this cancels the engine's request."""
+        reason = FinishReason.ERROR
+        # the seam promises aclose(), which AsyncIterator does not show
+        outputs = cast("AsyncGenerator[RoundOutput, None]", engine.generate(self._request))
+        try:
+            async with aclosing(outputs):
+                reason = await self._follow(outputs, emit)
+        except asyncio.CancelledError:
+            reason = FinishReason.CANCELLED
+            raise
+        except RedraftError as error:
+            raise unavailable(str(error), "engine_failed") from error
+        finally:
+            self.record.finished(reason)
+
+    async def _follow(self, outputs: AsyncGenerator[RoundOutput, None], emit: Callable[[Delta], None]) -> FinishReason:
+        async for output in outputs:
+            self.record.arrived(output)
+            text = self._take(output)
+            if self._stops.matched:
+                emit(Delta(self.index, text, "stop"))
+                return FinishReason.STOP
+            if output.finish_reason is None:
+                if text:
+                    emit(Delta(self.index, text))
+                continue
+            text += self._stops.push(self._detokenizer.finish())
+            text += self._stops.finish()
+            finish = "stop" if self._stops.matched else _finish(output)
+            emit(Delta(self.index, text, finish))
+            return FinishReason(finish)
+        raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
+
+    def _take(self, output: RoundOutput) -> str:
+        """Text that ``output`` adds; counts its tokens up to a stop string's last."""
+        text = ""
+        taken = 0
+        for token in output.tokens:
+            taken += 1
+            if token not in self._end_tokens:
+                text += self._stops.push(self._detokenizer.push(token))
+                if self._stops.matched:
+                    break
+        self.record.took(taken)
+        return text
+
+
+def _finish(output: RoundOutput) -> Finish:
+    """The engine's word for the end, where it is one for the client; otherwise an error."""
+    match output.finish_reason:
+        case FinishReason.STOP:
+            return "stop"
+        case FinishReason.LENGTH:
+            return "length"
+        case FinishReason.CANCELLED:
+            raise unavailable("The server is shutting down.", "cancelled")
+        case _:
+            raise ApiError(500, f"The engine failed: {output.error}", code="engine_error")

@@ -1,0 +1,114 @@
+"""Build an engine from a config: device, dtype, weights, drafter, memory, self-check."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+from redraft.drafts.base import Drafter
+from redraft.drafts.ngram import NgramDrafter
+from redraft.drafts.none import NoDrafter
+from redraft.kernels.tree_attention import CHUNK
+from redraft.server.engine.config import PAGE, EngineConfig
+from redraft.server.engine.engine import Engine
+from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype
+from redraft.server.engine.round import cpu_attention, twin_attention
+from redraft.server.engine.scheduler import Scheduler
+from redraft.server.engine.self_check import self_check
+from redraft.server.engine.sizing import fit
+from redraft.server.engine.state import DeviceState
+from redraft.server.engine.target.decoder import Target
+from redraft.server.engine.target.spec import TargetSpec, read_spec
+from redraft.server.engine.target.weights import load_weights
+from redraft.server.engine.types import EngineInfo, RedraftError
+
+KERNELS = "1"
+"""Raised whenever a change to the kernels or their configuration can change a bit of the output."""
+
+MAX_NODES = {"cpu": 5, "cuda": 15}
+"""Drafted nodes per request and round: on the CPU 6 rows cost what 1 does (docs/log.md)."""
+
+MAX_ROWS = {"cpu": 16, "cuda": 128}
+"""Rows of a round beyond which drafting gives way to more requests."""
+
+
+def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine:
+    """Load everything ``config`` names; ``RedraftError`` says what cannot be had.  ``drafter`` overrides (tests)."""
+    if PAGE != CHUNK:
+        raise RedraftError(f"pages of {PAGE} cells do not match attention chunks of {CHUNK}")
+    device, why_device = choose_device(config.device)
+    dtype, why_dtype = choose_dtype(config.dtype, device)
+    folder = Path(config.target)
+    spec = read_spec(folder)
+    drafter, why_draft = (drafter, f"draft: {drafter.name}") if drafter else choose_drafter(config, device)
+    # on a CPU the products of attention run in fp32, and converting cached values would cost more than their memory
+    kv_dtype = torch.float32 if device.type == "cpu" else dtype
+    tree_rows = drafter.max_nodes + 1
+    sizes = fit(
+        spec,
+        weight_itemsize=dtype.itemsize,
+        kv_itemsize=kv_dtype.itemsize,
+        available=available_bytes(device, config.gpu_memory_utilization),
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        tree_rows=tree_rows,
+    )
+    with torch.inference_mode():
+        weights = load_weights(folder, spec, device, dtype)
+        target = Target(spec, weights, sizes.max_model_len + max(tree_rows, config.prefill_chunk))
+        state = DeviceState(
+            spec,
+            device,
+            kv_dtype,
+            slots=config.max_num_seqs,
+            pages=sizes.pages,
+            max_model_len=sizes.max_model_len,
+            tree_rows=tree_rows,
+            prefill_chunk=config.prefill_chunk,
+        )
+        make_attention = cpu_attention if device.type == "cpu" else twin_attention
+        notes = [why_device, why_dtype, why_draft]
+        if config.self_check:
+            notes.append(self_check(target, make_attention))
+    notes.append(
+        f"room: {sizes.max_model_len} tokens a request, {config.max_num_seqs} requests, "
+        f"{sizes.pages * PAGE} tokens of KV"
+    )
+    info = EngineInfo(
+        target=config.target_name,
+        draft=f"{drafter.name}-{drafter.version}" if drafter.max_nodes else drafter.name,
+        device=device.type,
+        dtype={torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype],
+        vocab_size=spec.vocab,
+        max_model_len=sizes.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_nodes=drafter.max_nodes,
+        eos_token_ids=spec.eos_token_ids,
+        fingerprint=fingerprint(config.target_sha, dtype, device, spec),
+        notes=tuple(notes),
+    )
+    scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, config.prefill_chunk)
+    return Engine(info, target, drafter, state, scheduler, make_attention, MAX_ROWS[device.type])
+
+
+def choose_drafter(config: EngineConfig, device: torch.device) -> tuple[Drafter, str]:
+    """The drafter ``--draft`` names, or the default of this target, with the reason."""
+    nodes = config.max_nodes if config.max_nodes is not None else MAX_NODES[device.type]
+    if config.draft == "none" or (config.draft is None and nodes == 0):
+        return NoDrafter(), "draft: none, plain decoding as asked"
+    if config.draft == "ngram":
+        return NgramDrafter(nodes), "draft: ngram, as asked"
+    if config.draft is None:
+        return NgramDrafter(nodes), "draft: ngram, because no trained draft for this target's weights is shipped or known"
+    raise RedraftError(
+        f"--draft {config.draft}: this version serves the drafts 'ngram' and 'none'; trained drafts are not served yet"
+    )
+
+
+def fingerprint(sha: str, dtype: torch.dtype, device: torch.device, spec: TargetSpec) -> str:
+    """Names the class within which the same request and seed give the same tokens (design: promise 1)."""
+    parts = (sha, str(dtype), KERNELS, architecture(device), torch.__version__, sys.platform, str(spec.vocab))
+    return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]

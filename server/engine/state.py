@@ -1,0 +1,92 @@
+"""The engine's state on the device: everything a round reads and writes, allocated once.
+
+Only ``admit``, ``activate`` and ``release`` write from the host, and only values the host knows (prompts, limits,
+parameters, pages); what rounds commit stays on the device until it is read back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from redraft.kernels.sample import SamplingTable
+from redraft.server.engine.config import PAGE
+from redraft.server.engine.scheduler import Running
+from redraft.server.engine.target.spec import TargetSpec
+
+
+class DeviceState:
+    """Tables of S slots and one trash slot (the last), and the KV cache."""
+
+    def __init__(
+        self,
+        spec: TargetSpec,
+        device: torch.device,
+        kv_dtype: torch.dtype,
+        *,
+        slots: int,
+        pages: int,
+        max_model_len: int,
+        tree_rows: int,
+        prefill_chunk: int,
+    ) -> None:
+        self.slots = slots
+        self.device = device
+
+        def table(dtype: torch.dtype, *width: int) -> Tensor:
+            return torch.zeros(slots + 1, *width, dtype=dtype, device=device)
+
+        self.tokens = table(torch.int64, max_model_len + max(tree_rows, prefill_chunk))
+        """[S+1, T] prompt and committed tokens, with room for a whole chunk or tree behind the longest request."""
+        self.length = table(torch.int64)
+        """[S+1] committed tokens, the anchor included."""
+        self.limit = table(torch.int64)
+        self.active = table(torch.bool)
+        """[S+1] takes part in rounds: prefilled and not finished."""
+        self.page_table = table(torch.int64, -(-(max_model_len + tree_rows) // PAGE))
+        self.sampling = SamplingTable(
+            temperature=table(torch.float32),
+            top_p=table(torch.float32),
+            min_p=table(torch.float32),
+            top_k=table(torch.int64),
+            seed=table(torch.int64),
+        )
+        self.eos = torch.tensor(spec.eos_token_ids, dtype=torch.int64, device=device)
+        shape = (spec.layers, 2, (pages + 1) * PAGE, spec.kv_heads, spec.head_dim)
+        self.kv = torch.empty(shape, dtype=kv_dtype, device=device)
+        """[L, 2, cells, HKV, HD]; pages are zeroed when they are handed out, so no stale value ever meets a softmax."""
+        self.clear((0,))
+
+    def clear(self, pages: tuple[int, ...]) -> None:
+        """Zero ``pages``: a masked lane weighs 0, but 0 times a stale NaN would be NaN."""
+        for page in pages:
+            self.kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
+
+    def admit(self, running: Running, limit: int) -> None:
+        """Write a request's prompt, parameters and pages into its slot; it stays inactive until it is prefilled."""
+        slot, params = running.slot, running.request.params
+        prompt = torch.tensor(running.request.prompt, dtype=torch.int64)
+        self.tokens[slot, : len(prompt)] = prompt.to(self.device, non_blocking=True)
+        self.length[slot] = len(prompt)
+        self.limit[slot] = limit
+        self.sampling.temperature[slot] = params.temperature
+        self.sampling.top_p[slot] = params.top_p
+        self.sampling.min_p[slot] = params.min_p
+        self.sampling.top_k[slot] = params.top_k
+        self.sampling.seed[slot] = signed64(params.seed)
+        self.page_table[slot, : len(running.pages)] = torch.tensor(running.pages, device=self.device)
+        self.clear(running.pages)
+
+    def activate(self, slot: int) -> None:
+        self.active[slot] = True
+
+    def release(self, slot: int) -> None:
+        """Take the slot out of rounds; its pages may belong to another request from now on."""
+        self.active[slot] = False
+        self.page_table[slot] = 0
+
+
+def signed64(seed: int) -> int:
+    """The signed reading of a 64-bit seed."""
+    seed &= 2**64 - 1
+    return seed - 2**64 if seed >= 2**63 else seed

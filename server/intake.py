@@ -1,0 +1,111 @@
+"""From a validated body to choices: tokenise, check against the model's sizes, draw seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from redraft.server.choice import Choice
+from redraft.server.detokenize import Detokenizer
+from redraft.server.engine.types import EngineInfo, Request, SamplingParams
+from redraft.server.errors import clip, invalid
+from redraft.server.generation import Generation
+from redraft.server.limits import THREAD_CHARS
+from redraft.server.record import ChoiceRecord
+from redraft.server.schemas import GenerationRequest
+from redraft.server.service import Service
+from redraft.server.stops import StopStrings
+from redraft.server.text import TextTokenizer
+
+SEED_MASK = 2**64 - 1
+
+
+async def tokenise(tokenizer: TextTokenizer, text: str, *, special_tokens: bool) -> tuple[int, ...]:
+    """Token ids of ``text``; long texts in a thread."""
+    if len(text) < THREAD_CHARS:
+        return tokenizer.encode(text, special_tokens=special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, special_tokens=special_tokens)
+
+
+def check_ids(ids: Sequence[int], info: EngineInfo, param: str) -> tuple[int, ...]:
+    """``ids`` as they go to the engine; 400 when one is not of the vocabulary."""
+    if min(ids) < 0 or max(ids) >= info.vocab_size:
+        wrong = next(token for token in ids if not 0 <= token < info.vocab_size)
+        raise invalid(param, f"Token id {clip(str(wrong), 24)} is not in 0..{info.vocab_size - 1}.", "invalid_token_id")
+    return tuple(ids)
+
+
+def room(prompt: Sequence[int], max_tokens: int | None, default: int | None, info: EngineInfo, param: str) -> int:
+    """How many tokens may follow ``prompt``: what was asked for, or ``default`` cut to the context; None fills it.
+
+    400 when the prompt is empty, leaves no room, or does not fit together with the ``max_tokens`` asked for.
+    """
+    if not prompt:
+        raise invalid(param, "The prompt is empty.", "empty_prompt")
+    left = info.max_model_len - len(prompt)
+    if left < (max_tokens or 1):
+        raise invalid(
+            param,
+            f"The context holds {info.max_model_len} tokens; the prompt has {len(prompt)} "
+            f"and {max_tokens or 'at least 1'} more were asked for.",
+            "context_length_exceeded",
+        )
+    if max_tokens is not None:
+        return max_tokens
+    return left if default is None else min(left, default)
+
+
+def plan(
+    service: Service,
+    info: EngineInfo,
+    body: GenerationRequest,
+    reply_id: str,
+    prompts: Sequence[tuple[tuple[int, ...], int]],
+) -> Generation:
+    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow)."""
+    seed = secrets.randbits(64) if body.seed is None else body.seed
+    choices = [
+        _choice(service, info, body, reply_id, number * body.n + index, prompt, max_tokens, _seed(seed, index, body.n))
+        for number, (prompt, max_tokens) in enumerate(prompts)
+        for index in range(body.n)
+    ]
+    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts))
+
+
+def _choice(
+    service: Service,
+    info: EngineInfo,
+    body: GenerationRequest,
+    reply_id: str,
+    index: int,
+    prompt: tuple[int, ...],
+    max_tokens: int,
+    seed: int,
+) -> Choice:
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        seed=seed,
+    )
+    recorder = service.metrics.recorder(info.draft)
+    return Choice(
+        index,
+        Request(f"{reply_id}-{index}", prompt, params),
+        Detokenizer(service.tokenizer.decode),
+        StopStrings(body.stop),
+        frozenset(info.eos_token_ids),
+        lambda: ChoiceRecord(recorder, len(prompt)),
+    )
+
+
+def _seed(seed: int, index: int, n: int) -> int:
+    """The seed of choice ``index`` of ``n``: the request's own for one choice, a hash of both for several."""
+    if n == 1:
+        return seed
+    key = (seed & SEED_MASK).to_bytes(8, "little") + index.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")

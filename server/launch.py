@@ -1,0 +1,96 @@
+"""Puts engine process, tokenizer and HTTP server together for ``redraft serve``, and tells the operator what runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from redraft.server.app import create_app
+from redraft.server.engine.config import EngineConfig
+from redraft.server.engine.progress import say
+from redraft.server.engine.remote import RemoteEngine
+from redraft.server.engine.types import EngineInfo, RedraftError
+from redraft.server.serve import run
+from redraft.server.settings import ServerSettings
+from redraft.server.text import TextTokenizer
+
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+"""Addresses to listen on that a client cannot connect to, and what it takes instead."""
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse a port that is in use or may not be bound, before a model is fetched or loaded for nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RedraftError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
+
+
+def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """The API keys, refused when one is empty: an unset variable must not open or close the server by accident."""
+    if any(not key.strip() for key in keys):
+        raise RedraftError("an --api-key is empty; give a key, or leave the option and REDRAFT_API_KEY out")
+    return tuple(keys)
+
+
+def server_settings(name: str, host: str, port: int, keys: tuple[str, ...]) -> ServerSettings:
+    """Settings of the HTTP side."""
+    return ServerSettings(served_model_name=name, host=host, port=port, api_keys=keys)
+
+
+def serve(config: EngineConfig, settings: ServerSettings) -> None:
+    """Serve until SIGINT or SIGTERM; raises ``RedraftError`` when the engine cannot start."""
+    _log_to_stderr()
+    tokenizer = TextTokenizer.from_folder(Path(config.target))
+    app = create_app(RemoteEngine(config), tokenizer, settings)
+
+    def announce(info: EngineInfo, port: int) -> None:
+        for note in info.notes:
+            say(note)
+        say(f"Serving {settings.served_model_name} on {base_url(settings.host, port)}; try:")
+        say(example(settings, port, chat=tokenizer.chat_template is not None))
+
+    run(app, settings, announce)
+
+
+def base_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches the server."""
+    reached = EVERY_ADDRESS.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def example(settings: ServerSettings, port: int, *, chat: bool) -> str:
+    """A ``curl`` command that works once copied, but for the key where one is asked for."""
+    question = "Explain speculative decoding in one sentence."
+    prompt: dict[str, object] = {"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question}
+    body = json.dumps({"model": settings.served_model_name, **prompt, "max_tokens": 64})
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    words = ["curl", base_url(settings.host, port) + path, "-H", "Content-Type: application/json"]
+    if settings.api_keys:
+        words += ["-H", "Authorization: Bearer YOUR_KEY"]
+    return shlex.join([*words, "-d", body])
+
+
+def _log_to_stderr() -> None:
+    """Logs for people in a terminal, one JSON object a line elsewhere; stdout stays free."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,80 @@
+"""What is not honoured is refused, unless its value asks for nothing (design promise: nothing accepted and ignored).
+
+Clients and frameworks send many parameters at their defaults.  A *neutral* value is one under which the parameter
+could not have changed the reply: it is dropped before validation.  Every other parameter that no schema declares
+stays where it is, and the schemas' ``extra="forbid"`` refuses it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Neutral = Callable[[Any, Mapping[str, Any]], bool]
+
+
+def _is(*values: object) -> Neutral:
+    """Equal to one of ``values`` and of its kind: ``False`` is not 0, but 0.0 is."""
+    kinds = [(value, isinstance(value, bool)) for value in values]
+    return lambda given, body: any(given == value and isinstance(given, bool) == kind for value, kind in kinds)
+
+
+def _no_more_than_n(given: Any, body: Mapping[str, Any]) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool) and given == (body.get("n") or 1)
+
+
+_WITHOUT_TOOLS = _is(True, False)
+
+NEUTRAL: Mapping[str, Neutral] = {
+    "audio": _is(),
+    "best_of": _no_more_than_n,
+    "echo": _is(False),
+    "frequency_penalty": _is(0),
+    "function_call": _is("none", "auto"),
+    "functions": _is([]),
+    "ignore_eos": _is(False),
+    "logit_bias": _is({}),
+    "logprobs": _is(False),
+    "metadata": _is({}),
+    "min_tokens": _is(0),
+    "modalities": _is(["text"]),
+    "parallel_tool_calls": _WITHOUT_TOOLS,
+    "prediction": _is(),
+    "presence_penalty": _is(0),
+    "prompt_cache_key": _is(),
+    "reasoning_effort": _is(),
+    "repetition_penalty": _is(1),
+    "response_format": _is({"type": "text"}),
+    "safety_identifier": _is(),
+    "service_tier": _is("auto", "default"),
+    "skip_special_tokens": _is(True),
+    "stop_token_ids": _is([]),
+    "store": _is(False),
+    "suffix": _is(""),
+    "tool_choice": _is("none", "auto"),
+    "tools": _is([]),
+    "top_logprobs": _is(0),
+    "verbosity": _is(),
+    "web_search_options": _is(),
+}
+"""Parameters of OpenAI's and of vLLM's surface that this server knows and does not honour, with their neutral values;
+null is neutral for every parameter, known or not."""
+
+NEUTRAL_IN_MESSAGE: Mapping[str, Neutral] = {"annotations": _is([]), "tool_calls": _is([]), "refusal": _is("")}
+"""What clients echo in an assistant's message."""
+
+
+def drop_neutral(given: Mapping[str, Any], neutral: Mapping[str, Neutral]) -> dict[str, Any]:
+    """``given`` without nulls and without parameters whose value is neutral."""
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None and not (name in neutral and neutral[name](value, given))
+    }
+
+
+def refusal(quoted: str, name: str) -> str:
+    """Why the parameter ``name``, written ``quoted``, was refused."""
+    if name in NEUTRAL:
+        return f"{quoted} is not supported by this server with this value; leave it out."
+    return f"{quoted} is not a parameter of this endpoint."

@@ -1,0 +1,209 @@
+"""What a client may send.  Nothing that is declared here is ignored; everything else is refused (refuse.py)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, PlainValidator, Strict, model_validator
+from pydantic_core import PydanticCustomError
+from redraft.server.limits import (
+    MAX_CHOICES,
+    MAX_FIELDS,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_USER_CHARS,
+)
+from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_MESSAGE, drop_neutral
+
+Int = Annotated[int, Strict()]
+Bool = Annotated[bool, Strict()]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+def _is_ids(value: object) -> bool:
+    # type() and not isinstance: true and false are no token ids
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _prompts(value: Any) -> list[str] | list[list[int]]:
+    """One prompt or several, each a text or a list of token ids, as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if _is_ids(value):
+        return [value]
+    if isinstance(value, list) and value:
+        if len(value) > MAX_CHOICES:
+            raise ValueError(f"at most {MAX_CHOICES} prompts are taken at once")
+        if all(isinstance(item, str) for item in value) or all(_is_ids(item) for item in value):
+            return value
+    raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise ValueError("must be a text or a list of texts")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} stop strings are taken")
+    if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"each stop string must have 1 to {MAX_STOP_CHARS} characters")
+    return tuple(stops)
+
+
+def _content(value: Any) -> str:
+    """A message's text; text parts are joined by line feeds, as templates for texts expect."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value or len(value) > MAX_PARTS:
+        raise ValueError(f"must be a text or a list of 1 to {MAX_PARTS} parts")
+    for part in value:
+        if not isinstance(part, dict) or set(part) != {"type", "text"}:
+            raise ValueError('only parts of the form {"type": "text", "text": "..."} are taken')
+        if part["type"] != "text" or not isinstance(part["text"], str):
+            raise ValueError('only parts of the form {"type": "text", "text": "..."} are taken')
+    return "\n".join(part["text"] for part in value)
+
+
+def _few_fields(value: Any) -> Any:
+    if isinstance(value, dict):
+        if len(value) > MAX_FIELDS:
+            raise ValueError(f"the object has more than {MAX_FIELDS} fields")
+        return drop_neutral(value, NEUTRAL)
+    return value
+
+
+def _conflict(param: str, message: str) -> PydanticCustomError:
+    """What is wrong with ``param`` only beside another parameter."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "param": param})
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: Bool = Field(default=False, description="Send a last chunk with `usage` and no choices.")
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is taken as `system`.")
+    content: Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])] = Field(
+        description="A text, or a list of parts of the form `{type: text, text: ...}`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, value: Any) -> Any:
+        return drop_neutral(value, NEUTRAL_IN_MESSAGE) if isinstance(value, dict) else value
+
+
+class GenerationRequest(BaseModel):
+    """What both endpoints take."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="Name of the model, as `/v1/models` lists it.")
+    temperature: Number = Field(default=1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: Number = Field(
+        default=1.0, gt=0, le=1, description="Keep the likeliest tokens whose probabilities reach this sum."
+    )
+    top_k: Int = Field(default=0, ge=-1, lt=2**31, description="Keep this many tokens; 0 and -1 keep all.")
+    min_p: Number = Field(
+        default=0.0, ge=0, le=1, description="Keep tokens at least this likely, relative to the likeliest."
+    )
+    seed: Int | None = Field(
+        default=None,
+        ge=-(2**63),
+        lt=2**64,
+        description="Same request and seed, same text, whatever else the server does. Drawn at random if left out.",
+    )
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str])] = Field(
+        default=(),
+        description=f"Up to {MAX_STOPS} texts of up to {MAX_STOP_CHARS} characters; "
+        "the reply ends before the first that appears.",
+    )
+    n: Int = Field(default=1, ge=1, le=MAX_CHOICES, description="How many choices to make of each prompt.")
+    stream: Bool = Field(default=False, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
+    user: str = Field(
+        default="", max_length=MAX_USER_CHARS, description="Who asks; taken for compatibility, never stored."
+    )
+    include_metrics: Bool = Field(
+        default=False, description="Add `metrics`, the reply's own statistics. One choice only."
+    )
+
+    _drop_neutral = model_validator(mode="before")(_few_fields)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _conflict("stream_options", "is only allowed with stream: true")
+        if self.include_metrics and self.n > 1:
+            raise _conflict("include_metrics", "is only allowed for one choice")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of `POST /v1/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "smollm2-135m-instruct", "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
+        }
+    )
+
+    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=Prompt)] = Field(
+        description="A text, a list of token ids, or a list of either. Each of several prompts gives `n` choices."
+    )
+    max_tokens: Int | None = Field(
+        default=None, ge=1, lt=2**31, description="How many tokens to make at most; if left out, 16 or what the context holds."
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise _conflict("n", f"times the number of prompts must be at most {MAX_CHOICES}")
+        if self.include_metrics and len(self.prompt) > 1:
+            raise _conflict("include_metrics", "is only allowed for one choice")
+        return self
+
+
+class ChatRequest(GenerationRequest):
+    """Body of `POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": "smollm2-135m-instruct",
+                "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+                "max_completion_tokens": 64,
+                "stream": True,
+            }
+        }
+    )
+
+    messages: list[Message] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="The conversation so far, oldest first."
+    )
+    max_tokens: Int | None = Field(default=None, ge=1, lt=2**31, description="Older name of `max_completion_tokens`.")
+    max_completion_tokens: Int | None = Field(
+        default=None, ge=1, lt=2**31, description="How many tokens to make at most; if left out, as many as the context holds."
+    )
+
+    @model_validator(mode="after")
+    def _one_maximum(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise _conflict("max_tokens", "differs from max_completion_tokens; give one of them")
+        return self

@@ -1,0 +1,140 @@
+"""Small things the engine's tests share: random targets of each family, chains and trees as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from redraft.kernels.rows import Rows, cells
+from redraft.kernels.tree_attention import CHUNK, CpuAttention, TwinAttention
+from redraft.server.engine.target.decoder import Target
+from redraft.server.engine.target.spec import read_spec
+from redraft.server.engine.target.weights import load_weights
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama3-rope": {
+        "model_type": "llama",
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 4, "tie_word_embeddings": False},
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True},
+}
+
+
+@pytest.fixture(scope="session")
+def random_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a random two-layer checkpoint of a family, written by transformers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            options = dict(FAMILIES[family])
+            config = AutoConfig.for_model(
+                options.pop("model_type"),
+                hidden_size=64,
+                intermediate_size=112,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                vocab_size=331,
+                max_position_embeddings=1024,
+                eos_token_id=2,
+                **options,
+            )
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+            for name, parameter in model.named_parameters():
+                # norms and biases start as ones and zeros, which would hide that they were swapped or dropped
+                if "norm" in name or "bias" in name:
+                    torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.2)
+            made[family] = tmp_path_factory.mktemp(family)
+            model.save_pretrained(made[family])
+        return made[family]
+
+    return make
+
+
+class Bench:
+    """A target with a paged cache of its own for two slots, the second one's pages scattered."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        spec = read_spec(folder)
+        self.target = Target(spec, load_weights(folder, spec, torch.device("cpu"), dtype), 1024)
+        self.page_table = torch.tensor([[1, 2, 3, 4], [9, 7, 5, 6], [0, 0, 0, 0]])
+        self.kv = torch.zeros(spec.layers, 2, 10 * CHUNK, spec.kv_heads, spec.head_dim)
+
+    def run(self, rows: Rows, *, twin: bool = False) -> Tensor:
+        """Hidden states [R, H]; KV is written."""
+        cell = cells(self.page_table, rows.slot, rows.position - rows.depth + rows.index, CHUNK)
+        bound = int(rows.position.max()) + 1
+        attend = (
+            TwinAttention(rows, self.page_table, bound, self.target.scale)
+            if twin
+            else CpuAttention(rows, self.page_table, self.target.scale)
+        )
+        return self.target.forward(rows.token, rows.position, cell, self.kv, attend)
+
+    def cached(self, slot: int, logical: Sequence[int]) -> Tensor:
+        """KV of a slot's logical cells [L, 2, n, HKV, HD]."""
+        at = torch.tensor(logical)
+        return self.kv[:, :, cells(self.page_table, torch.full_like(at, slot), at, CHUNK)]
+
+
+@pytest.fixture
+def bench() -> type[Bench]:
+    return Bench
+
+
+@pytest.fixture
+def make_rows() -> Callable[..., Rows]:
+    """Rows of trees: ``make_rows([(slot, start, tokens, parents), ...], padding=n)``; parents None means a chain."""
+
+    def make(trees: Sequence[tuple[int, int, Sequence[int], Sequence[int] | None]], padding: int = 0) -> Rows:
+        token, slot, position, depth, parent, index, paths = [], [], [], [], [], [], []
+        first, count = [0, 0, 0], [0, 0, 0]
+        for number, start, tokens, parents in sorted(trees, key=lambda tree: tree[0]):
+            begin = len(token)
+            first[number], count[number] = begin, len(tokens)
+            own: list[list[int]] = []
+            for i, t in enumerate(tokens):
+                above = 0 if i == 0 else (i - 1 if parents is None else parents[i])
+                own.append([*own[above], i] if i else [0])
+                token.append(t)
+                slot.append(number)
+                depth.append(len(own[i]) - 1)
+                position.append(start + depth[-1])
+                parent.append(begin + above)
+                index.append(i)
+            paths += own
+        for _ in range(padding):
+            parent.append(len(token))
+            for values, value in ((token, 0), (slot, 2), (position, 0), (depth, 0), (index, 0)):
+                values.append(value)
+            paths.append([0])
+        width = max(len(path) for path in paths)
+        table = torch.tensor([path + [-1] * (width - len(path)) for path in paths])
+        lists = (token, slot, position, depth, parent, index)
+        return Rows(*map(torch.tensor, lists), table, torch.tensor(first), torch.tensor(count))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.inference_mode():
+        yield

@@ -1,0 +1,63 @@
+"""The text ends before the first stop string, whatever the pieces it comes in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redraft.server.detokenize import Detokenizer
+from redraft.server.stops import StopStrings
+
+
+def stream(pieces, stops):
+    """What is emitted after each piece, then at the end."""
+    watch = StopStrings(stops)
+    return [*(watch.push(piece) for piece in pieces), watch.finish()], watch.matched
+
+
+def offline(text, stops):
+    """The definition: grow the text by characters until it ends with a stop string; the longest one counts."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+ALPHABET = "abé日"
+TEXTS = st.text(ALPHABET, max_size=40)
+STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4).map(tuple)
+
+
+@settings(deadline=None, max_examples=500)
+@given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 40)))
+def test_pieces_do_not_matter(text, stops, cuts):
+    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    emitted, matched = stream(pieces, stops)
+    assert ("".join(emitted), matched) == offline(text, stops)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=TEXTS, stops=STOPS)
+def test_tokens_of_half_characters_do_not_matter(tokenizer, text, stops):
+    detokenizer = Detokenizer(tokenizer.decode)
+    pieces = [*map(detokenizer.push, tokenizer.encode(text)), detokenizer.finish()]
+    emitted, matched = stream(pieces, stops)
+    assert ("".join(emitted), matched) == offline(text, stops)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "emitted"),
+    [
+        pytest.param(["a", "END", "b"], ["END"], ["a", "", "", ""], id="whole"),
+        pytest.param(["aE", "N", "Db"], ["END"], ["a", "", "", ""], id="spread"),
+        pytest.param(["aE", "N", "x"], ["END"], ["a", "", "ENx", ""], id="false-alarm"),
+        pytest.param(["aEN"], ["END"], ["a", "EN"], id="held-at-the-end"),
+        pytest.param(["EEND"], ["END"], ["E", ""], id="restart-inside"),
+        pytest.param(["xabcd"], ["bc", "abcd"], ["xa", ""], id="first-completed-wins"),
+        pytest.param(["xabc"], ["bc", "abc"], ["x", ""], id="longest-of-one-end-wins"),
+    ],
+)
+def test_what_is_shown_when(pieces, stops, emitted):
+    assert stream(pieces, stops)[0] == emitted

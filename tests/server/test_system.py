@@ -1,0 +1,107 @@
+"""Probes, models, keys, version, documentation, and what the server process must not load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from redraft.server.refuse import NEUTRAL
+from redraft.server.schemas import ChatRequest, CompletionRequest
+
+GOOD = {"model": "toy", "prompt": "hi"}
+
+
+def probes(server):
+    """Status of health, ready and a request."""
+    paths = [server.http.get("/health"), server.http.get("/ready"), server.http.post("/v1/completions", json=GOOD)]
+    return [reply.status_code for reply in paths]
+
+
+def test_loading(serve, canned):
+    engine = canned.engine("ok")
+    info, engine.info = engine.info, None
+    server = serve(engine)
+    assert probes(server) == [200, 503, 503]
+    assert server.http.get("/health").json() == {"status": "loading"}
+    reply = server.http.post("/v1/completions", json=GOOD)
+    assert (reply.json()["error"]["code"], reply.headers["retry-after"]) == ("loading", "5")
+    assert server.http.get("/v1/models").status_code == 503
+    assert server.http.get("/version").json()["system_fingerprint"] is None
+    assert "redraft_requests_running" not in server.http.get("/metrics").text
+    engine.info = info
+    assert probes(server) == [200, 200, 200]
+
+
+def test_draining(serve, canned):
+    server = serve(canned.engine("ok"))
+    server.service.draining = True
+    assert probes(server) == [200, 503, 503]
+    assert server.http.get("/ready").json() == {"status": "draining"}
+
+
+def test_dead(serve, canned):
+    server = serve(canned.engine("ok"))
+    server.service.engine.alive = False
+    assert probes(server) == [503, 503, 503]
+    assert server.http.get("/health").json() == {"status": "dead"}
+
+
+def test_version_and_models(serve, canned):
+    server = serve(canned.engine("ok"))
+    version = server.http.get("/version").json()
+    assert (version["system_fingerprint"], version["draft"]) == ("fp_toy", "canned-1")
+    assert version["version"]
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert (model["id"], model["max_model_len"]) == ("toy", 512)
+    assert server.http.get("/v1/models/toy").json() == model
+    assert server.http.get("/v1/models/a/b").json()["error"]["code"] == "model_not_found"
+
+
+def test_keys(serve, canned):
+    server = serve(canned.engine("ok"), api_keys=("first", "sécond"))
+
+    def status(path, *headers):
+        return server.http.get(path, headers=[("Authorization", value) for value in headers]).status_code
+
+    for right in ("Bearer first", "bearer first", "Bearer sécond".encode()):
+        assert status("/v1/models", right) == 200
+    for wrong in ("Bearer First", "Bearer firs", "Bearer ", "first", "Basic first", b"Bearer \xff", "Bearer " + "x" * 9999):
+        assert status("/v1/models", wrong) == 401
+    assert status("/v1/models", "Bearer first", "Bearer first") == 401
+    for path in ("/v1/models", "/docs", "/openapi.json", "/nothing"):
+        assert status(path) == 401
+    for path in ("/health", "/ready", "/version", "/metrics"):
+        assert status(path) == 200
+    reply = server.http.post("/v1/completions", json=GOOD)
+    assert (reply.json()["error"]["code"], reply.headers["www-authenticate"]) == ("invalid_api_key", "Bearer")
+    assert server.service.engine.requests == []
+    allowed = server.http.post("/v1/completions", json=GOOD, headers={"Authorization": "Bearer first"})
+    assert allowed.json()["choices"][0]["text"] == "ok"
+
+
+def test_documentation_is_complete(serve, canned):
+    server = serve(canned.engine("ok"))
+    schema = server.http.get("/openapi.json").json()
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/ready", "/version", "/metrics"} < set(
+        schema["paths"]
+    )
+    for name in ("CompletionRequest", "ChatRequest"):
+        body = schema["components"]["schemas"][name]
+        assert all(field.get("description") for field in body["properties"].values())
+        assert body["example"]["model"]
+        assert body["additionalProperties"] is False
+    responses = schema["paths"]["/v1/completions"]["post"]["responses"]
+    assert set(responses) == {"200", "4XX", "503"}
+    assert server.http.get("/docs").status_code == 200
+
+
+def test_nothing_is_both_honoured_and_refused():
+    assert not set(NEUTRAL) & (set(CompletionRequest.model_fields) | set(ChatRequest.model_fields))
+
+
+@pytest.mark.parametrize("module", ["app", "serve"])
+def test_the_server_process_does_not_load_torch(module):
+    code = f"import sys, redraft.server.{module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,66 @@
+"""Tokenizer and chat template from a checkpoint's folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from redraft.server.chat_template import ChatTemplate, ChatTemplateError
+from redraft.server.engine.types import RedraftError
+from redraft.server.text import TextTokenizer
+
+TURNS = [{"role": "user", "content": "{{ 7 * 7 }}<b>&"}]
+
+
+def test_content_is_not_a_template(tokenizer):
+    assert tokenizer.chat_template.render(TURNS) == "<user>{{ 7 * 7 }}<b>&\n<assistant>"
+
+
+def test_what_the_template_refuses_is_said(tokenizer):
+    with pytest.raises(ChatTemplateError, match="unknown role"):
+        tokenizer.chat_template.render([{"role": "wizard", "content": ""}])
+
+
+def test_template_cannot_leave_the_sandbox():
+    template = ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}", {})
+    with pytest.raises(ChatTemplateError):
+        template.render(TURNS)
+
+
+def test_what_templates_on_the_hub_use():
+    source = (
+        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+        "{% set ns = namespace(seen=true) %}{% if ns.seen and add_generation_prompt %}!{% endif %}"
+    )
+    assert ChatTemplate(source, {"bos_token": "<s>"}).render(TURNS) == f"<s>{json.dumps(TURNS[0])}!"
+
+
+def test_a_broken_template_is_the_operators_to_mend():
+    with pytest.raises(RedraftError, match="chat template is broken"):
+        ChatTemplate("{% for %}", {})
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        pytest.param("{{ eos_token }}", "<|end|>", id="text"),
+        pytest.param(
+            [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}], "d", id="named-templates"
+        ),
+    ],
+)
+def test_template_inside_the_config(tokenizer_folder, tmp_path, stored, expected):
+    (tmp_path / "tokenizer.json").write_text((tokenizer_folder / "tokenizer.json").read_text())
+    config = {"chat_template": stored, "eos_token": {"content": "<|end|>"}, "bos_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert TextTokenizer.from_folder(tmp_path).chat_template.render(TURNS) == expected
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(RedraftError, match=r"has no tokenizer\.json"):
+        TextTokenizer.from_folder(tmp_path)
+
+
+def test_special_tokens_are_read_and_not_shown(tokenizer):
+    (end,) = tokenizer.encode("<|end|>")
+    assert tokenizer.decode([*tokenizer.encode("hi"), end]) == "hi"
