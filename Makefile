@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 PACKAGES := server drafts kernels benchmarks
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" | cksum | cut -d' ' -f1))
 # folders too: a deleted or added module changes the folder's time
-SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -print)
+SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -name results -prune -o -print)
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-slow lint format clean

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -23,42 +23,53 @@ if TYPE_CHECKING:
 _numbers = count()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """What came of one prompt."""
 
-    tokens: tuple[int, ...]
-    seconds: float
-    rounds: tuple[int, ...]
-    """How many rounds committed 1, 2, 3 ... tokens."""
+    tokens: list[int] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    """Tokens of each round."""
+    seconds: float = 0.0
+    """From the submission of the first prompt to this one's last token."""
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """How many rounds committed 1, 2, 3 ... tokens."""
+        return tuple(self.committed.count(n) for n in range(1, max(self.committed, default=0) + 1))
 
 
-def decode(engine: Engine, drafter: Drafter, prompt: Sequence[int], params: SamplingParams) -> Decoded:
-    """Decode ``prompt`` alone with ``drafter`` on an idle engine; raises ``RedraftError`` when it cannot run."""
+def decode(engine: Engine, drafter: Drafter, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Decoded]:
+    """Decode ``prompts`` together with ``drafter`` on an idle engine, in slots 0, 1 ... as far as there are slots.
+
+    Raises ``RedraftError`` when a prompt cannot run.
+    """
     if engine.busy:
         raise RuntimeError("drafters may be exchanged only while the engine is idle")
     engine.drafter = drafter
-    request = Request(f"benchmark-{next(_numbers)}", tuple(prompt), params)
-    tokens: list[int] = []
-    rounds: list[int] = []
-    finished = False
+    found = {f"benchmark-{next(_numbers)}": Decoded() for _ in prompts}
+    unfinished = set(found)
     started = time.perf_counter()
-    engine.submit(request)
     try:
-        while not finished:
+        for name, prompt in zip(found, prompts, strict=True):
+            engine.submit(Request(name, tuple(prompt), params))
+        while unfinished:
             for output in engine.step().outputs:
                 if output.error is not None:
                     raise RedraftError(output.error)
-                tokens += output.tokens
-                rounds.append(len(output.tokens))
-                finished = output.finish_reason is not None
-        seconds = time.perf_counter() - started
+                one = found[output.request_id]
+                one.tokens += output.tokens
+                one.committed.append(len(output.tokens))
+                if output.finish_reason is not None:
+                    one.seconds = time.perf_counter() - started
+                    unfinished.remove(output.request_id)
     finally:
-        engine.cancel(request.request_id)
+        for name in unfinished:
+            engine.cancel(name)
     # rounds that were launched before the end was known
     while engine.busy:
         engine.step()
-    return Decoded(tuple(tokens), seconds, tuple(rounds.count(n) for n in range(1, max(rounds) + 1)))
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,6 @@ class EngineDecoder:
         # the template writes the special tokens itself
         prompt = self.tokenizer.encode(template.render(messages), special_tokens=False)
         params = SamplingParams(max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed)
-        decoded = decode(self.engine, self.drafter, prompt, params)
+        (decoded,) = decode(self.engine, self.drafter, [prompt], params)
         text = self.tokenizer.decode(decoded.tokens)
-        return Reply(decoded.seconds, len(decoded.tokens), decoded.tokens, text, decoded.rounds)
+        return Reply(decoded.seconds, len(decoded.tokens), tuple(decoded.tokens), text, decoded.rounds)

@@ -1,13 +1,13 @@
 """A tiny random target in Hugging Face format, for tests and for trying the GPU suite without a real model.
 
-Written without transformers, so that tests can compare the decoder with transformers' model loaded from the folder.  The
-vocabulary is whole: every id that the target can produce decodes to something.
+Written without transformers, so that tests can compare the decoder with transformers' model loaded from the folder.
+The vocabulary is whole: every id that the target can produce decodes to something.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -116,8 +116,9 @@ def _write_tokenizer(folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = list(islice(product(ascii_lowercase, repeat=2), VOCAB - len(SPECIAL) - len(symbols)))
-    vocabulary = {token: number for number, token in enumerate([*symbols, *("".join(pair) for pair in merges)])}
+    pairs = ((a, b) for a in ascii_lowercase for b in ascii_lowercase)
+    merges = list(islice(pairs, VOCAB - len(SPECIAL) - len(symbols)))
+    vocabulary = {token: number for number, token in enumerate([*symbols, *(a + b for a, b in merges)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -139,7 +139,7 @@ def _accept(  # type: ignore[no-untyped-def]
     o_eos = tl.arange(0, BLOCK_E)
     b_eos = tl.load(p_eos + o_eos, mask=o_eos < E, other=0)
     m_end = tl.max(((b_out[:, None] == b_eos[None, :]) & (o_eos < E)[None, :]).to(tl.int32), 1) > 0
-    before_end = tl.min(tl.where(m_end & (o_node < steps), o_node, BLOCK), 0)
+    before_end = tl.min(tl.where(m_end, o_node, BLOCK), 0)
     room = tl.maximum(tl.minimum(tl.load(p_limit + slot), T) - length, 0)
     count = tl.minimum(tl.minimum(steps, before_end + 1), room)
     accepted = tl.maximum(tl.minimum(steps - 1, count), 0)

@@ -44,12 +44,14 @@ def compact_kv_twin(
 ) -> None:
     """``compact_kv`` in plain torch: all of it read, then all of it written.  What stays copies cell 0 to itself."""
     slots, W = committed.path_row.shape
-    depth = torch.arange(W, device=kv.device).expand(slots, W)
-    slot = torch.arange(slots, device=kv.device).unsqueeze(1).expand(slots, W)
+    depth = torch.arange(W, device=kv.device)
     index = rows.index[committed.path_row.clamp(min=0)]
     moves = (committed.path_row >= 0) & (index != depth)
-    source = cells(page_table, slot, (base.unsqueeze(1) + index) * moves, page_size) * moves
-    target = cells(page_table, slot, (base.unsqueeze(1) + depth) * moves, page_size) * moves
+    # the trash slot, last of all, stands in for what stays
+    slot = torch.where(moves, torch.arange(slots, device=kv.device).unsqueeze(1), slots - 1)
+    start = base.unsqueeze(1)
+    source = cells(page_table, slot, (start + index) * moves, page_size)
+    target = cells(page_table, slot, (start + depth) * moves, page_size)
     kv.index_copy_(2, target.flatten(), kv.index_select(2, source.flatten()))
 
 

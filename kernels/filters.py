@@ -29,7 +29,7 @@ MIN_TEMPERATURE = 1e-5
 
 def scale_logits(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """z = logits / T in fp32 with NaN as −∞, +∞ as fp32's maximum and no −0: ``[R, V]``, ``[R]`` → ``[R, V]``."""
-    z = logits.to(torch.float32) / temperature[:, None]
+    z = logits.to(torch.float32, copy=True).div_(temperature[:, None])
     return z.nan_to_num_(nan=float("-inf"), posinf=FP32_MAX, neginf=float("-inf")).add_(0.0)
 
 

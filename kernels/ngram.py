@@ -1,14 +1,14 @@
-"""Draft by looking up the text so far: every earlier place that reads like the end of the text votes for what came next.
+"""Draft by looking the end of the text up in the text: every place that reads like it votes for what came next.
 
-A place with the same last r tokens as the text's end (r up to ``RUN``) gives its next token the weight of r; the newest
-``RECENT`` tokens also get one small vote each, for ends that never occurred.  A token's probability is its votes over
-all votes plus ``ESCAPE``, the mass of what has not been seen.  The best token extends the *spine* and counts as text for
-the next look-up; the next best ``BRANCH - 1`` become its siblings, without children.  Of all these the nodes with the
-greatest product of probabilities along the path are kept.
+A place where the last r tokens agree (r up to ``RUN``) gives its next token the weight of r; the newest ``RECENT``
+tokens also get one small vote each, for ends that never occurred.  A token's probability is its votes over all votes
+plus ``ESCAPE``, the mass of what has not been seen.  The best token extends the *spine* and counts as text for the next
+look-up; the next best ``BRANCH - 1`` become its siblings, without children.  Of all these the nodes with the greatest
+product of probabilities along the path are kept.
 
 Votes are integers, so their order of summation does not matter, and kernel and twin agree bit for bit.  The weights
-are fitted so that scores are acceptance rates (docs/log.md).  The idea is prompt lookup's (Saxena 2023) with the vote of
-PPM-like back-off in place of the longest match.
+are fitted so that scores are acceptance rates (docs/log.md).  The idea is prompt lookup's (Saxena 2023), with a vote of
+all matches, longer ones weighing more, in place of the longest match.
 """
 
 from __future__ import annotations
@@ -94,9 +94,11 @@ def ngram_twin(
     weights = (0, *WEIGHTS, *WEIGHTS[-1:] * (D - 1))
     weight = torch.tensor([w << _SHIFT for w in weights], device=tokens.device)
     run = text.new_zeros(text.shape)
-    keys, totals = [], []
+    ends = window[:, C - RUN :].tensor_split(RUN, 1)
+    keys: list[Tensor] = []
+    totals: list[Tensor] = []
     for step in range(RUN + D - 1):
-        end = window[:, C - RUN + step, None] if step < RUN else known.gather(1, keys[-1][:, :1] & _COLUMN)
+        end = ends[step] if step < RUN else known.gather(1, keys[-1][:, :1] & _COLUMN)
         run = (run[:, :-1] + 1).masked_fill_(text[:, step:-1] != end, 0)
         if step >= RUN - 1:
             votes = base.scatter_add(1, place, weight.take(run[:, 1 - C :]))[:, 1:]
@@ -250,7 +252,7 @@ _CONSTANTS: dict[str, Any] = {
 _TYPES = {
     **{f"p_{name}": "*i64" for name in ("tokens", "length", "votes", "token", "parent")},
     **{"p_active": "*i1", "p_newest": "*i32", "p_run": "*i32", "p_score": "*fp32"},
-    **{name: "i32" for name in ("T", "V", "C", "NODES")},
+    **dict.fromkeys(("T", "V", "C", "NODES"), "i32"),
 }
 COMPILE_CASES = [
     CompileCase(_ngram, _TYPES, {"D": D, "BLOCK": B, "BLOCK_TREE": D_tree, **_CONSTANTS}, num_warps=_warps(B))

@@ -28,25 +28,35 @@ _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 
 
+def _product(word: Word, factor: int) -> tuple[Word, Word]:
+    """High and low word of word · factor; a tensor's low word has anything above its 32 bits."""
+    # int64 products wrap modulo 2⁶⁴, which leaves both words right
+    product = word * factor
+    return product >> 32, product & _WORD if isinstance(product, int) else product
+
+
+def _mix(high: Word, word: Word, key: Word) -> Word:
+    mixed = high ^ word
+    mixed ^= key
+    mixed &= _WORD
+    return mixed
+
+
 def philox_words(
     key_low: Word, key_high: Word, c0: torch.Tensor, c1: Word, c2: Word = 0, c3: Word = 0
 ) -> list[torch.Tensor]:
     """Philox4x32-10: the four output words (int64 in [0, 2³²)) of key (low, high) and counter (c0, c1, c2, c3).
 
-    Words go in as int64 tensors or ints below 2³², broadcast against each other.
+    ``c0`` is an int64 tensor of words below 2³², the others such tensors that broadcast to its shape, or ints: what two
+    rounds have not yet mixed with a tensor is computed as ints.
     """
-    w0 = c0 + 0 * (key_low + key_high + c1 + c2 + c3)
-    w1, w2, w3 = (torch.zeros_like(w0).add_(word) for word in (c1, c2, c3))
-    spare = torch.empty_like(w0)
-    # int64 products wrap modulo 2⁶⁴: both halves are right once masked, and only factors need be
+    w0: Word = c0
+    w1, w2, w3 = c1, c2, c3
     for _ in range(_ROUNDS):
-        torch.mul(w2, 0xCD9E8D57, out=spare)
-        w1.bitwise_xor_(key_low).bitwise_xor_(torch.bitwise_right_shift(spare, 32, out=w2)).bitwise_and_(_WORD)
-        torch.mul(w0, 0xD2511F53, out=w2)
-        w3.bitwise_xor_(key_high).bitwise_xor_(torch.bitwise_right_shift(w2, 32, out=w0)).bitwise_and_(_WORD)
-        w0, w1, w2, w3, spare = w1, spare, w3, w2, w0
+        (high0, low0), (high2, low2) = _product(w0, 0xD2511F53), _product(w2, 0xCD9E8D57)
+        w0, w1, w2, w3 = _mix(high2, w1, key_low), low2, _mix(high0, w3, key_high), low0
         key_low, key_high = key_low + 0x9E3779B9, key_high + 0xBB67AE85
-    return [w0, w1.bitwise_and_(_WORD), w2, w3.bitwise_and_(_WORD)]
+    return [torch.as_tensor(word & _WORD) for word in (w0, w1, w2, w3)]
 
 
 def log_fp32(x: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,9 @@
 Greedy rows: a float above zero orders as its bits do, and torch reduces integers several times as fast as bf16.
 
 Sampled rows: noise lies in [LOWEST, HIGHEST], so a token further than HIGHEST − LOWEST below the row's maximum cannot
-win.  If few tokens are left, noise is computed for these.  If many, Philox makes the words of the whole row, four tokens
-at a time, and since g ≤ −log(u) only tokens with u ≤ exp(z − max z − LOWEST) can win: a handful.  Both bounds are widened
-by more than any rounding, so what they drop could not win.
+win.  If few tokens are left, noise is computed for these.  If many, Philox makes the words of the whole row, and since
+g ≤ −log(u) only tokens with u ≤ exp(z − max z − LOWEST) can win, a handful.  Both bounds are tested on groups of four
+tokens, which share a Philox counter, and are widened by more than any rounding: what they drop could not win.
 
 With filters not the vocabulary is sorted but the tokens above max z − 6, if the cut-off lies lower those above
 max z − 12, and only then all.
@@ -31,7 +31,7 @@ from redraft.kernels.filters import (
 from redraft.kernels.noise import HIGHEST, LOWEST, gumbel_of_uniform, philox_words, uniform_of_word
 
 _WORD = 0xFFFFFFFF
-_FEW = 2048
+_FEW = 4096
 """Up to so many tokens in reach, noise is computed token by token."""
 _NEAR = (6.0, 12.0, float("inf"))
 """Distances below a row's maximum within which its cut-off is looked for."""
@@ -103,52 +103,57 @@ def _words_of_ids(seed: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> tor
     return words.gather(1, (ids & 3)[:, None]).squeeze(1)
 
 
-def _words_that_may_win(z: torch.Tensor, bound: float, seed: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and Philox words of the tokens of ``z [V]`` that may reach ``bound`` with their noise: a few of many."""
-    z = torch.nn.functional.pad(z, (0, -len(z) % 4), value=float("-inf"))
-    words = philox_words(seed & _WORD, (seed >> 32) & _WORD, torch.arange(len(z) // 4), t & _WORD)
+def _groups_that_may_win(z_group: torch.Tensor, bound: float, seed: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Groups ``[M]`` of ``z_group [G]`` that may reach ``bound`` with their noise, and their words ``[M, 4]``."""
+    words = philox_words(seed & _WORD, (seed >> 32) & _WORD, torch.arange(len(z_group)), t & _WORD)
+    smallest = torch.minimum(torch.minimum(words[0], words[1]), torch.minimum(words[2], words[3]))
     # k·2⁻³² ≤ exp(z − bound), on the words themselves
-    limit = (z - (bound - 32 * math.log(2))).exp_().view(-1, 4)
-    may_win = torch.stack([word.to(torch.float32) for word in words], 1) <= limit
-    # four flags are one int32
-    group = may_win.view(torch.int32).squeeze(1).nonzero().squeeze(1)
-    place, lane = may_win[group].nonzero().unbind(1)
-    ids = group[place] * 4 + lane
-    is_token = z[ids] > float("-inf")
-    return ids[is_token], torch.stack([word[group] for word in words], 1)[place, lane][is_token]
+    group = (smallest.to(torch.float32) <= (z_group - (bound - 32 * math.log(2))).exp_()).nonzero().squeeze(1)
+    return group, torch.stack([word[group] for word in words], 1)
+
+
+def _ids_of_groups(group: torch.Tensor) -> torch.Tensor:
+    return (group[:, None] * 4 + torch.arange(4)).view(-1)
 
 
 def _winners(z: torch.Tensor, kept: list[torch.Tensor] | None, seed: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The lowest id with the largest z + g among those kept, for each row of ``z [S, V]``; 0 where all are −∞.
 
-    ``kept`` has each row's ids after the filters, None without filters; ``seed`` and ``t`` are ``[S]`` int64.
+    ``kept`` has each row's ids after the filters, None without filters; ``seed`` and ``t`` are ``[S]`` int64.  What is
+    not kept may become −∞ in ``z``.
     """
     V = z.shape[1]
+    if V % 4:
+        z = torch.nn.functional.pad(z, (0, -V % 4), value=float("-inf"))
     z_max = z.amax(1).clamp(min=-FP32_MAX)
     # more than the rounding of z + g and of the bounds themselves
     slack = 1e-3 + z_max.abs() * 2.0**-20
     reach, bounds = (z_max + (LOWEST - HIGHEST) - slack).tolist(), (z_max + LOWEST - slack).tolist()
-    few, many = [], []
+    rows, ids, words = [], [], []
+    few = []
     for row, z_row in enumerate(z.unbind()):
-        if kept is None:
-            ids = (z_row >= reach[row]).nonzero().squeeze(1)
-        else:
-            ids = kept[row][z_row[kept[row]] >= reach[row]]
-        if len(ids) <= _FEW:
-            few.append((row, ids))
+        if kept is not None and len(kept[row]) <= _FEW:
+            few.append((row, kept[row]))
             continue
         if kept is not None:
-            z_row = torch.full_like(z_row, float("-inf")).index_copy_(0, ids, z_row[ids])
-        many.append((row, *_words_that_may_win(z_row, bounds[row], int(seed[row]), int(t[row]))))
-    row_few = torch.cat([torch.full_like(ids, row) for row, ids in few]) if few else t[:0]
-    id_few = torch.cat([ids for _, ids in few]) if few else t[:0]
-    word_few = _words_of_ids(seed[row_few], t[row_few], id_few)
-    row_of = torch.cat([row_few, *(torch.full_like(ids, row) for row, ids, _ in many)])
-    ids = torch.cat([id_few, *(ids for _, ids, _ in many)])
-    noise = gumbel_of_uniform(uniform_of_word(torch.cat([word_few, *(words for _, _, words in many)])))
-    value = z[row_of, ids] + noise
-    best = torch.full_like(z_max, float("-inf")).scatter_reduce_(0, row_of, value, "amax")
-    first = torch.full_like(t, V).scatter_reduce_(0, row_of, torch.where(value == best[row_of], ids, V), "amin")
+            z_row.copy_(torch.full_like(z_row, float("-inf")).index_copy_(0, kept[row], z_row[kept[row]]))
+        z_group = z_row.view(-1, 4).amax(1)
+        near = (z_group >= reach[row]).nonzero().squeeze(1)
+        if len(near) * 4 <= _FEW:
+            few.append((row, _ids_of_groups(near)))
+            continue
+        group, words_of_group = _groups_that_may_win(z_group, bounds[row], int(seed[row]), int(t[row]))
+        ids.append(_ids_of_groups(group))
+        words.append(words_of_group.view(-1))
+        rows.append(torch.full_like(ids[-1], row))
+    if few:
+        ids.append(torch.cat([found for _, found in few]))
+        rows.append(torch.cat([torch.full_like(found, row) for row, found in few]))
+        words.append(_words_of_ids(seed[rows[-1]], t[rows[-1]], ids[-1]))
+    row_of, candidate = torch.cat(rows), torch.cat(ids)
+    value = z[row_of, candidate] + gumbel_of_uniform(uniform_of_word(torch.cat(words)))
+    best = torch.full_like(z_max, -FP32_MAX).scatter_reduce_(0, row_of, value, "amax")
+    first = torch.full_like(t, V).scatter_reduce_(0, row_of, torch.where(value == best[row_of], candidate, V), "amin")
     return torch.where(first < V, first, 0)
 
 

@@ -124,6 +124,7 @@ class CpuAttention:
     def __call__(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
         heads, kv_heads = q.shape[1], key.shape[1]
         group = heads // kv_heads
+        q = q * self.scale  # not baddbmm's alpha: whether it scales before or after the sum depends on the sizes
         if group not in self.masks:
             self.masks[group] = [_grouped(span.mask, group) for span in self.spans]
         parts = [self._span(q, key, value, s, m) for s, m in zip(self.spans, self.masks[group], strict=True)]
@@ -140,7 +141,7 @@ class CpuAttention:
         k, v = key[span.cells], value[span.cells].transpose(0, 1)
         rows = q[span.first : span.first + span.count].view(span.count, kv_heads, group, dim)
         flat = _at_least(rows.transpose(0, 1).reshape(kv_heads, span.count * group, dim))
-        score = torch.baddbmm(mask, flat, k.permute(1, 2, 0), alpha=self.scale)
+        score = torch.baddbmm(mask, flat, k.permute(1, 2, 0))
         if span.branches is None:
             out = weighted_sum(score.softmax(-1), v)[:, : span.count * group]
             return out.view(kv_heads, span.count, group, dim).transpose(0, 1).reshape(span.count, -1, dim)

@@ -11,29 +11,29 @@ tensors, the CPU path otherwise).  With ``TRITON_INTERPRET=1`` in the environmen
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-if TYPE_CHECKING or HAS_TRITON:
+def _leave(function: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of ``triton.jit`` where there is no Triton, so nobody calls the kernel."""
+    return function
+
+
+jit: Callable[..., Any]
+try:
     import triton
     import triton.language as tl
-
-    jit: Callable[..., Any] = triton.jit
-    INTERPRETED: bool = triton.knobs.runtime.interpret
+except ImportError:
+    HAS_TRITON = INTERPRETED = False
+    tl, jit = None, _leave
 else:
-    tl = None
-    INTERPRETED = False
-
-    def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Leave the kernel as it is: without Triton nothing calls it."""
-        return function
-
+    HAS_TRITON = True
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+    jit = triton.jit
 
 __all__ = ["HAS_TRITON", "INTERPRETED", "CompileCase", "check_tensor", "jit", "next_power_of_2", "tl", "use_triton"]
 

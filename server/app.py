@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+
 from redraft.server import chat, completions, system
 from redraft.server.auth import ApiKeyMiddleware
 from redraft.server.engine.client import EngineClient

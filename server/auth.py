@@ -9,9 +9,10 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from redraft.server.errors import ApiError, error_response
 from redraft.server.limits import MAX_KEY_BYTES
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
 

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+
 from redraft.server.errors import ApiError, clip, quote
 from redraft.server.limits import BODY_SECONDS, MAX_BODY_BYTES
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from fastapi import APIRouter, Request, Response
+
 from redraft.server.body import StrictRoute
 from redraft.server.chat_template import ChatTemplateError
 from redraft.server.choice import Delta

@@ -16,6 +16,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from redraft.server.engine.types import RedraftError
 
 
@@ -53,7 +54,12 @@ class ChatTemplate:
         """The prompt for the assistant's next turn; raises ``ChatTemplateError`` when the template refuses."""
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._special_tokens
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=True,
+                # none, but known: templates written for transformers tell that from undefined
+                tools=None,
+                documents=None,
+                **self._special_tokens,
             )
         # a template is a program of its own: what it raises for odd messages can be anything
         except Exception as error:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
+
 from redraft.server.body import StrictRoute
 from redraft.server.choice import Delta
 from redraft.server.engine.types import EngineInfo

@@ -13,10 +13,11 @@ from typing import Any, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from redraft.server.limits import MAX_MESSAGE_CHARS, MAX_QUOTE_CHARS, RETRY_AFTER_SECONDS
-from redraft.server.refuse import refusal
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+
+from redraft.server.limits import MAX_MESSAGE_CHARS, MAX_QUOTE_CHARS, RETRY_AFTER_SECONDS
+from redraft.server.refuse import refusal
 
 
 class ErrorDetail(BaseModel):

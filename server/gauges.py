@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
 from redraft.server.engine.client import EngineClient
 from redraft.server.metrics import LABELS, Metrics
 

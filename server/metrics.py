@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
 from redraft.server.engine.types import RoundOutput
 from redraft.server.window import Window
 

@@ -9,13 +9,14 @@ from typing import Protocol
 import structlog
 from fastapi import Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from starlette.types import Receive, Scope, Send
+
 from redraft.server.choice import Delta
 from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
 from redraft.server.limits import PING_SECONDS
 from redraft.server.replies import Envelope, ReplyMetrics
 from redraft.server.schemas import GenerationRequest
-from starlette.types import Receive, Scope, Send
 
 CLIENT_CLOSED_REQUEST = 499
 log = structlog.get_logger(__name__)
@@ -93,6 +94,8 @@ async def _events(
                 chunks[-1].metrics = _metrics(generation, max_nodes)
             for chunk in chunks:
                 yield _event(chunk, body)
+            # neither a full queue nor a socket that takes everything lets go of the loop by itself
+            await asyncio.sleep(0)
         if body.include_usage:
             last = form.usage_chunk()
             last.usage = generation.usage

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, PlainValidator, Strict, model_validator
 from pydantic_core import PydanticCustomError
+
 from redraft.server.limits import (
     MAX_CHOICES,
     MAX_FIELDS,
@@ -168,7 +169,10 @@ class CompletionRequest(GenerationRequest):
         description="A text, a list of token ids, or a list of either. Each of several prompts gives `n` choices."
     )
     max_tokens: Int | None = Field(
-        default=None, ge=1, lt=2**31, description="How many tokens to make at most; if left out, 16 or what the context holds."
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="How many tokens to make at most; if left out, 16 or what the context holds.",
     )
 
     @model_validator(mode="after")
@@ -199,7 +203,10 @@ class ChatRequest(GenerationRequest):
     )
     max_tokens: Int | None = Field(default=None, ge=1, lt=2**31, description="Older name of `max_completion_tokens`.")
     max_completion_tokens: Int | None = Field(
-        default=None, ge=1, lt=2**31, description="How many tokens to make at most; if left out, as many as the context holds."
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="How many tokens to make at most; if left out, as many as the context holds.",
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from types import FrameType
 import structlog
 import uvicorn
 from fastapi import FastAPI
+
 from redraft.server.engine.types import EngineInfo, RedraftError
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings

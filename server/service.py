@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+
 from redraft.server.engine.client import EngineClient
 from redraft.server.engine.types import EngineInfo
 from redraft.server.errors import ApiError, clip, quote, unavailable

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
+
 from redraft.server.errors import ErrorReply
 from redraft.server.replies import Health, Model, ModelList, Version
 from redraft.server.service import Service, ServiceDep

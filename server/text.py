@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tokenizers import Tokenizer
+
 from redraft.server.chat_template import ChatTemplate
 from redraft.server.engine.types import RedraftError
-from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 

@@ -11,6 +11,7 @@ import torch
 from redraft.drafts.base import Drafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels.ngram import MAX_NODES as MAX_DRAFTED
 from redraft.kernels.tree_attention import CHUNK
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.engine import Engine
@@ -43,7 +44,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     dtype, why_dtype = choose_dtype(config.dtype, device)
     folder = Path(config.target)
     spec = read_spec(folder)
-    drafter, why_draft = (drafter, f"draft: {drafter.name}") if drafter else choose_drafter(config, device)
+    drafter, why_draft = (drafter, f"draft: {drafter.name}") if drafter else choose_drafter(config, spec, device)
     # on a CPU the products of attention run in fp32, and converting cached values would cost more than their memory
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
     tree_rows = drafter.max_nodes + 1
@@ -94,18 +95,19 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     return Engine(info, target, drafter, state, scheduler, make_attention, MAX_ROWS[device.type])
 
 
-def choose_drafter(config: EngineConfig, device: torch.device) -> tuple[Drafter, str]:
+def choose_drafter(config: EngineConfig, spec: TargetSpec, device: torch.device) -> tuple[Drafter, str]:
     """The drafter ``--draft`` names, or the default of this target, with the reason."""
     nodes = config.max_nodes if config.max_nodes is not None else MAX_NODES[device.type]
-    if config.draft == "none" or (config.draft is None and nodes == 0):
+    if config.draft not in (None, "ngram", "none"):
+        raise RedraftError(
+            f"--draft {config.draft}: this version serves 'ngram' and 'none'; trained drafts are not served yet"
+        )
+    if config.draft == "none" or nodes == 0:
         return NoDrafter(), "draft: none, plain decoding as asked"
-    if config.draft == "ngram":
-        return NgramDrafter(nodes), "draft: ngram, as asked"
-    if config.draft is None:
-        return NgramDrafter(nodes), "draft: ngram, because no trained draft for this target's weights is shipped or known"
-    raise RedraftError(
-        f"--draft {config.draft}: this version serves the drafts 'ngram' and 'none'; trained drafts are not served yet"
-    )
+    if not 1 <= nodes <= MAX_DRAFTED:
+        raise RedraftError(f"--max-nodes must lie in 0 ... {MAX_DRAFTED}, not {nodes}")
+    reason = "as asked" if config.draft else "because no trained draft for this target's weights is shipped or known"
+    return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes), f"draft: ngram, {reason}"
 
 
 def fingerprint(sha: str, dtype: torch.dtype, device: torch.device, spec: TargetSpec) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -32,23 +33,25 @@ def kernel_device() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def assert_compiles() -> Callable[[str], None]:
-    """A function that takes a module's name and checks its ``COMPILE_CASES`` on every supported architecture.
+def assert_compiles() -> Callable[..., list[dict[str, Any]]]:
+    """A function that takes modules' names and checks their ``COMPILE_CASES`` on every supported architecture.
 
-    Every case must compile, spill no register, and fit the shared memory of consumer cards.
+    Every case must compile, spill no register, and fit the shared memory of consumer cards.  Returns what each took,
+    the fields of ``redraft.kernels.aot.Usage``.
     """
     pytest.importorskip("triton")
 
-    def check(module: str) -> None:
+    def check(*modules: str) -> list[dict[str, Any]]:
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "redraft.kernels.aot", module]
+        command = [sys.executable, "-m", "redraft.kernels.aot", *modules]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         usages = [json.loads(line) for line in done.stdout.splitlines()]
-        assert usages, f"{module} has no COMPILE_CASES"
+        assert {usage["module"] for usage in usages} == set(modules), "a module has no COMPILE_CASES"
         for usage in usages:
             assert usage["spill"] == 0, f"registers spilled: {usage}"
             if usage["capability"] in (86, 89, 120):
                 assert usage["shared"] < SHARED_LIMIT, f"too much shared memory: {usage}"
+        return usages
 
     return check

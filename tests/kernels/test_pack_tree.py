@@ -142,6 +142,17 @@ def test_full_size_chain_and_many_padding_rows(kernel_device: torch.device) -> N
     assert_same(pack_tree_kernel(*on(kernel_device, inputs)), want)
 
 
+def test_ties_go_to_the_lower_slot_then_to_the_lower_candidate(kernel_device: torch.device) -> None:
+    """-0 ties with 0, although its bits do not, and what outscores its parent ties with the parent."""
+    parent = torch.tensor([[0, 0, 0, 2], [0, 0, 1, 0], [0, 0, 0, 0]])
+    score = torch.tensor([[1.0, -0.0, 0.0, 9.0], [1.0, 0.0, -0.0, 0.5], [1.0, 1.0, 1.0, 1.0]])
+    active, length = torch.tensor([True, True, False]), torch.tensor([1, 1, 1])
+    for R, chosen in ((4, [[0, 1], [0, 3]]), (5, [[0, 1, 2], [0, 3]]), (6, [[0, 1, 2, 3], [0, 3]])):
+        inputs = (torch.arange(4).repeat(3, 1), parent, score, active, length, R)
+        for rows in (pack_tree_twin(*inputs), pack_tree_kernel(*on(kernel_device, inputs))):
+            assert [rows.token[rows.slot == slot].tolist() for slot in (0, 1)] == chosen
+
+
 def test_budget_goes_to_the_slot_whose_draft_is_surer() -> None:
     parent = torch.tensor([[0, 0, 1], [0, 0, 1], [0, 0, 0]])
     score = torch.tensor([[1.0, 0.2, 0.1], [1.0, 0.9, 0.8], [0.0, 0.0, 0.0]])

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 import uvicorn
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
 from redraft.server.app import create_app
 from redraft.server.engine.types import (
     EngineInfo,
@@ -25,7 +27,6 @@ from redraft.server.engine.types import (
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 END = "<|end|>"
 MERGES = [("l", "l"), ("Ã", "¶"), ("æ", "Ĺ")]

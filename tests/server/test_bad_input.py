@@ -8,10 +8,13 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
+
 from redraft.server.limits import MAX_BODY_BYTES
 
 GOOD = {"model": "toy", "prompt": "hi"}
 GOOD_CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
+TWO_MAXIMA = {**GOOD_CHAT, "max_tokens": 5, "max_completion_tokens": 6}
+USAGE_NOT_BOOL = {**GOOD, "stream": True, "stream_options": {"include_usage": 1}}
 HUGE = 2**63
 
 
@@ -151,13 +154,8 @@ def test_messages(server):
         pytest.param("completions", {**GOOD, "prompt": ["a", "b"], "include_metrics": True}, "include_metrics", id="2"),
         pytest.param("completions", {**GOOD, "n": 2, "best_of": 3}, "best_of", id="best-of"),
         pytest.param("completions", {**GOOD, "stream": True, "stream_options": {"x": 1}}, "stream_options.x", id="opt"),
-        pytest.param(
-            "completions",
-            {**GOOD, "stream": True, "stream_options": {"include_usage": 1}},
-            "stream_options.include_usage",
-            id="usage-not-bool",
-        ),
-        pytest.param("chat/completions", {**GOOD_CHAT, "max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", id="two"),
+        pytest.param("completions", USAGE_NOT_BOOL, "stream_options.include_usage", id="usage-not-bool"),
+        pytest.param("chat/completions", TWO_MAXIMA, "max_tokens", id="two-maxima"),
         pytest.param("chat/completions", {**GOOD_CHAT, "max_tokens": 511}, "messages", id="chat-does-not-fit"),
         pytest.param("completions", {**GOOD, "x" * 100_000: 1}, "x" * 99 + "…", id="long-name"),
         pytest.param("completions", {**GOOD, "\u0000\u202e\n": 1}, "\u0000\u202e\n", id="odd-name"),
@@ -215,12 +213,20 @@ def test_json_that_is_none(server, content, param):
 
 def test_content_types(server):
     body = json.dumps(GOOD).encode()
-    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application"]:
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        "application",
+    ]:
         headers = {"Content-Type": kind} if kind else {}
         check(server.http.post("/v1/completions", content=body, headers=headers), 415, None)
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     check(server.http.post("/v1/completions", content=body, headers=headers), 415, None)
-    reply = server.http.post("/v1/completions", content=body, headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    reply = server.http.post(
+        "/v1/completions", content=body, headers={"Content-Type": "Application/JSON; charset=utf-8"}
+    )
     assert reply.status_code == 200
 
 
@@ -260,7 +266,14 @@ def test_a_body_that_does_not_arrive(server, monkeypatch):
 
 
 def test_unknown_paths_and_methods(server):
-    for path in ["/", "/v1", "/v1/embeddings", "/v1/completions/", "/v1/completions/../../etc/passwd", "/" + "x" * 9000]:
+    for path in [
+        "/",
+        "/v1",
+        "/v1/embeddings",
+        "/v1/completions/",
+        "/v1/completions/../../etc/passwd",
+        "/" + "x" * 9000,
+    ]:
         assert check(server.http.post(path, json=GOOD), 404, None)["code"] == "not_found"
     for method, path in [("GET", "/v1/completions"), ("PUT", "/v1/chat/completions"), ("DELETE", "/v1/models"),
                          ("POST", "/health"), ("OPTIONS", "/v1/completions"), ("PATCH", "/metrics")]:  # fmt: skip

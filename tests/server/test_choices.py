@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from redraft.server.engine.types import FinishReason, SamplingParams
 
 GOOD = {"model": "toy", "prompt": "hi"}

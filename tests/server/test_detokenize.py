@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redraft.server.detokenize import REPLACEMENT, Detokenizer
 from tokenizers import Tokenizer, decoders, models
+
+from redraft.server.detokenize import REPLACEMENT, Detokenizer
 
 VOCABULARY = 260
 

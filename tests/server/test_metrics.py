@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+
+from redraft.server.engine.types import FinishReason, RoundOutput
 from redraft.server.metrics import GAP_EDGES, LENGTH_EDGES, Metrics
 from redraft.server.record import ChoiceRecord
-from redraft.server.engine.types import FinishReason, RoundOutput
 from redraft.server.window import Window
 
 LABELS = {"model_name": "toy", "draft": "canned-1"}
@@ -111,7 +112,7 @@ def test_openmetrics_on_request(serve, canned):
 
 
 def test_edges():
-    assert LENGTH_EDGES == tuple(range(1, 34))
+    assert tuple(range(1, 34)) == LENGTH_EDGES
     assert GAP_EDGES[0] == 0.0005
     assert list(GAP_EDGES) == sorted(GAP_EDGES)
 
@@ -129,7 +130,7 @@ def test_gaps_per_token_and_per_event():
     clock = Clock()
     registry = CollectorRegistry()
     record = ChoiceRecord(Metrics(registry, "toy").recorder("canned-1"), 5, clock)
-    steps = [(0.5, 2), (0.1, 4), (0.0, 0), (0.3, 1)]
+    steps = [(0.5, 2), (0.12, 4), (0.0, 0), (0.3, 1)]
     for gap, tokens in steps:
         clock.now += gap
         record.arrived(RoundOutput("x", tuple(range(tokens)), max(tokens - 1, 0), 4, prompt_seconds=0.2))
@@ -142,16 +143,16 @@ def test_gaps_per_token_and_per_event():
 
     assert value("time_to_first_token_seconds_sum") == pytest.approx(0.5)
     assert (value("inter_token_latency_seconds_count"), value("inter_event_latency_seconds_count")) == (5, 2)
-    assert value("inter_token_latency_seconds_sum") == pytest.approx(0.4)
+    assert value("inter_token_latency_seconds_sum") == pytest.approx(0.42)
     assert registry.get_sample_value("redraft_inter_token_latency_seconds_bucket", {**LABELS, "le": "0.025"}) == 0
     assert registry.get_sample_value("redraft_inter_token_latency_seconds_bucket", {**LABELS, "le": "0.05"}) == 4
-    assert value("request_duration_seconds_sum") == pytest.approx(1.0)
+    assert value("request_duration_seconds_sum") == pytest.approx(1.02)
     metrics = record.metrics(max_nodes=4)
     assert metrics.time_to_first_token_ms == pytest.approx(500)
     assert metrics.queue_time_ms == pytest.approx(300)
-    assert metrics.generation_time_ms == pytest.approx(400)
-    assert metrics.mean_itl_ms == pytest.approx(80)
-    assert metrics.tokens_per_second == pytest.approx(7 / 0.9)
+    assert metrics.generation_time_ms == pytest.approx(420)
+    assert metrics.mean_itl_ms == pytest.approx(84)
+    assert metrics.tokens_per_second == pytest.approx(7 / 0.92)
     assert metrics.speculative_decoding.acceptance_histogram == [1, 1, 0, 1, 0]
 
 

@@ -9,6 +9,7 @@ import threading
 
 import httpx2
 import pytest
+
 from redraft.server.app import create_app
 from redraft.server.engine.types import RedraftError
 from redraft.server.serve import run

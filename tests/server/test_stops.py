@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from redraft.server.detokenize import Detokenizer
 from redraft.server.stops import StopStrings
 
@@ -33,7 +36,7 @@ STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4).map(tupl
 @given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 40)))
 def test_pieces_do_not_matter(text, stops, cuts):
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
     emitted, matched = stream(pieces, stops)
     assert ("".join(emitted), matched) == offline(text, stops)
 

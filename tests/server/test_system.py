@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from redraft.server.refuse import NEUTRAL
 from redraft.server.schemas import ChatRequest, CompletionRequest
 
@@ -66,7 +67,15 @@ def test_keys(serve, canned):
 
     for right in ("Bearer first", "bearer first", "Bearer sécond".encode()):
         assert status("/v1/models", right) == 200
-    for wrong in ("Bearer First", "Bearer firs", "Bearer ", "first", "Basic first", b"Bearer \xff", "Bearer " + "x" * 9999):
+    for wrong in (
+        "Bearer First",
+        "Bearer firs",
+        "Bearer",
+        "first",
+        "Basic first",
+        b"Bearer \xff",
+        "Bearer " + "x" * 9999,
+    ):
         assert status("/v1/models", wrong) == 401
     assert status("/v1/models", "Bearer first", "Bearer first") == 401
     for path in ("/v1/models", "/docs", "/openapi.json", "/nothing"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from redraft.server.chat_template import ChatTemplate, ChatTemplateError
 from redraft.server.engine.types import RedraftError
 from redraft.server.text import TextTokenizer
@@ -29,8 +30,8 @@ def test_template_cannot_leave_the_sandbox():
 
 def test_what_templates_on_the_hub_use():
     source = (
-        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}"
-        "{% set ns = namespace(seen=true) %}{% if ns.seen and add_generation_prompt %}!{% endif %}"
+        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}"
+        "{% endfor %}{% set ns = namespace(seen=true) %}{% if ns.seen and add_generation_prompt %}!{% endif %}"
     )
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(TURNS) == f"<s>{json.dumps(TURNS[0])}!"
 
@@ -64,3 +65,35 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 def test_special_tokens_are_read_and_not_shown(tokenizer):
     (end,) = tokenizer.encode("<|end|>")
     assert tokenizer.decode([*tokenizer.encode("hi"), end]) == "hi"
+
+
+CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{
+'<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']
++ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+TRIMMED = """{%- set ns = namespace(last=none) %}
+{%- for message in messages %}
+    {%- set ns.last = message.role %}
+    {%- generation %}
+{{- eos_token }}{{ message.content | trim }} {{ message | tojson(indent=2) }}
+    {%- endgeneration %}
+
+{% endfor %}
+{%- if ns.last == "user" and tools is not defined %}
+    {{- bos_token | default("none") }}
+{% endif %}
+"""
+
+
+@pytest.mark.parametrize("source", [CHATML, TRIMMED], ids=["chatml", "trimmed"])
+def test_templates_render_as_in_transformers(tokenizer_folder, source):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_folder / "tokenizer.json"), eos_token="<|end|>", chat_template=source
+    )
+    turns = [
+        {"role": "user", "content": " a\n"},
+        {"role": "assistant", "content": "é<"},
+        {"role": "user", "content": "?"},
+    ]
+    expected = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert ChatTemplate(source, {"eos_token": "<|end|>"}).render(turns) == expected

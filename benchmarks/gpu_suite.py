@@ -1,0 +1,192 @@
+"""All that a GPU must prove and tell, in one command: ``python -m redraft.benchmarks.gpu_suite --out DIR``.
+
+Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, speed.  GPU
+time is scarce: what is known is written to ``DIR/gpu_suite.json`` after every stage, and a stage that fails does not
+keep the next one from running.  The exit code is 1 if a check failed or a stage broke.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redraft.benchmarks.bandwidth import copy_bandwidth
+from redraft.benchmarks.equality_checks import equality_checks
+from redraft.benchmarks.kernel_checks import FULL, QUICK, Check, kernel_checks
+from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, row_checks
+from redraft.benchmarks.stamp import stamp
+from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
+from redraft.benchmarks.suite_speed import speed
+from redraft.benchmarks.tiny import make_tiny_target
+from redraft.kernels.triton_support import HAS_TRITON, INTERPRETED
+from redraft.server.engine.config import EngineConfig
+from redraft.server.engine.engine import Engine
+from redraft.server.engine.hardware import choose_device, choose_dtype
+from redraft.server.engine.load import build_engine
+
+SLOTS = 8
+Found = dict[str, Any]
+
+
+class Suite:
+    """One run: what is measured on, and what every stage needs."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.quick: bool = options.quick
+        self.device, _ = choose_device(options.device)
+        self.dtype, _ = choose_dtype(options.dtype, self.device)
+        self.sizes = QUICK if self.quick else FULL
+        self.max_tokens = options.max_tokens or (16 if self.quick else 128)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Built when the first stage needs it, so that kernels are checked even where no target loads."""
+        folder = self.options.target or make_tiny_target(self.options.out / "tiny-target")
+        config = EngineConfig(
+            target=str(folder),
+            target_name=folder.name,
+            target_sha="",
+            draft="ngram",
+            dtype=self.options.dtype,
+            device=self.options.device,
+            max_model_len=self.options.max_model_len,
+            max_num_seqs=SLOTS,
+            self_check=False,
+        )
+        return build_engine(config)
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Token ids, from the file or random."""
+        if self.options.prompts:
+            return read_id_prompts(self.options.prompts, self.options.target)
+        return random_prompts(self.engine.info.vocab_size, count=3 if self.quick else SLOTS)
+
+    def kernels(self) -> Found:
+        """Triton kernels against twins."""
+        if not HAS_TRITON:
+            return {"skipped": "Triton is not installed"}
+        if self.device.type != "cuda" and not INTERPRETED:
+            return {"skipped": "kernels need a CUDA device, or TRITON_INTERPRET=1; on a CPU the twins are what runs"}
+        return run_checks(kernel_checks(self.sizes, self.device))
+
+    def rows(self) -> Found:
+        """Row invariance, op by op."""
+        return run_checks(row_checks(self.sizes, self.device, self.dtype, QUICK_SHAPES if self.quick else SHAPES))
+
+    def equality(self) -> Found:
+        """Output with every drafter against plain output."""
+        # the adversarial drafters tell requests apart by slot
+        prompts = self.prompts[:SLOTS]
+        return run_checks(equality_checks(self.engine, self.engine.drafter, prompts, self.max_tokens))
+
+    def bandwidth(self) -> Found:
+        """Bytes per second of a large copy: what decoding speed is measured against."""
+        return {"copy_bytes_per_second": copy_bandwidth(self.device, 2**24 if self.quick else 2**30)}
+
+    def speed(self) -> Found:
+        """Plain and speculative decoding, one request at a time and together."""
+        return speed(self.engine, self.engine.drafter, self.prompts, self.max_tokens, 1 if self.quick else 3)
+
+
+STAGES: dict[str, Callable[[Suite], Found]] = {
+    "kernels": Suite.kernels,
+    "rows": Suite.rows,
+    "equality": Suite.equality,
+    "bandwidth": Suite.bandwidth,
+    "speed": Suite.speed,
+}
+
+
+def run_checks(checks: Iterator[Check]) -> Found:
+    """Run every check; one that raises has failed, and the others still run."""
+    found = []
+    for name, check in checks:
+        try:
+            problem = check()
+        except Exception:
+            problem = traceback.format_exc()
+        found.append({"name": name, "ok": problem is None, "problem": problem})
+        print(
+            f"  {'ok  ' if problem is None else 'FAIL'} {name}{'' if problem is None else ': ' + problem}", flush=True
+        )
+    return {"checks": found}
+
+
+def run_stage(suite: Suite, name: str) -> Found:
+    """Run one stage; an exception is written down, not raised."""
+    print(name, flush=True)
+    started = time.perf_counter()
+    try:
+        found = STAGES[name](suite)
+    except Exception:
+        found = {"error": traceback.format_exc()}
+        print(found["error"], flush=True)
+    if "skipped" in found:
+        print(f"  skipped: {found['skipped']}", flush=True)
+    failed = "error" in found or any(not check["ok"] for check in found.get("checks", ()))
+    return {"name": name, "seconds": round(time.perf_counter() - started, 3), "ok": not failed, **found}
+
+
+def run(options: argparse.Namespace, command: list[str]) -> bool:
+    """Run the stages in ``options.only`` and write the file after each; returns whether nothing failed."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    suite = Suite(options)
+    report: Found = {
+        "benchmark": "gpu_suite",
+        "complete": False,
+        **stamp(command, torch.cuda.get_device_name() if suite.device.type == "cuda" else None),
+        "device": suite.device.type,
+        "dtype": str(suite.dtype).removeprefix("torch."),
+        "quick": suite.quick,
+        "stages": [],
+    }
+    for name in options.only or STAGES:
+        report["stages"].append(run_stage(suite, name))
+        report["complete"] = len(report["stages"]) == len(options.only or STAGES)
+        (options.out / "gpu_suite.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return all(stage["ok"] for stage in report["stages"])
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; argparse, because a GPU machine may lack typer."""
+    parser = argparse.ArgumentParser(
+        prog="python -m redraft.benchmarks.gpu_suite",
+        description="Check kernels, equality and speed on a GPU; writes DIR/gpu_suite.json after each stage.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--target", type=Path, metavar="FOLDER", help="converted target; else a tiny random one")
+    parser.add_argument(
+        "--prompts", type=Path, help='.json with lists of token ids, or .jsonl with {"turns": [...]}; else random ids'
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, for trying the suite itself")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+    parser.add_argument("--max-tokens", type=int, help="tokens per answer (16 with --quick, else 128)")
+    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--only", action="append", choices=tuple(STAGES), help="run this stage only; may be repeated")
+    options = parser.parse_args(arguments)
+    if options.prompts and options.prompts.suffix == ".jsonl" and not options.target:
+        parser.error("--prompts with text needs --target, whose tokenizer reads it")
+    return options
+
+
+def main() -> None:
+    """Entry point of ``python -m``."""
+    ok = run(parse(sys.argv[1:]), ["python", "-m", "redraft.benchmarks.gpu_suite", *sys.argv[1:]])
+    print("passed" if ok else "FAILED")
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Does a row get the same bits whatever rows stand beside it?  Losslessness rests on it (design: "Bits").
+
+Each op runs on many rows at once, then on parts of them; every part must have the bytes it had in the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from redraft.benchmarks.kernel_checks import Check, Random, Sizes, same_bytes, sampling_inputs
+from redraft.kernels.linear import MIN_ROWS, Linear
+from redraft.kernels.rms_norm import rms_norm
+from redraft.kernels.sample import sample
+
+COUNTS = (2, 3, 4, 7, 8, 16, 17, 32, 48, 64)
+"""Row counts compared; passes have at least ``MIN_ROWS`` rows."""
+WHOLE = 67
+SHAPES = ((576, 960), (576, 3072), (1536, 576), (896, 9728), (2048, 512), (4096, 6144))
+"""Inner and outer sizes of products, as targets of 135M to 8B parameters have them."""
+QUICK_SHAPES = ((64, 128), (576, 960))
+
+
+def row_checks(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, shapes: tuple[tuple[int, int], ...]
+) -> Iterator[Check]:
+    """Checks of the ops whose rows go through a matrix product, a reduction over the row, or sampling."""
+    for inner, outer in shapes:
+        yield f"linear {inner} x {outer}", partial(_linear, device, dtype, inner, outer)
+    yield "rms_norm", partial(_rms_norm, device, dtype)
+    yield "sample", partial(_sample, sizes, device, dtype)
+
+
+def _linear(device: torch.device, dtype: torch.dtype, inner: int, outer: int) -> str | None:
+    random = Random(device, inner)
+    product = Linear((random.normal(outer, inner) * inner**-0.5).to(dtype))
+    x, residual = random.normal(WHOLE, inner).to(dtype), random.normal(WHOLE, outer).to(dtype)
+    return changed_rows(lambda part: product(x[part], residual[part]))
+
+
+def _rms_norm(device: torch.device, dtype: torch.dtype) -> str | None:
+    random = Random(device, 0)
+    x, weight = random.normal(WHOLE, 576).to(dtype), random.normal(576).to(dtype)
+    return changed_rows(lambda part: rms_norm(x[part], weight, 1e-5))
+
+
+def _sample(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> str | None:
+    wide = Sizes(sizes.vocab, WHOLE, sizes.slots, sizes.nodes, sizes.page, sizes.features)
+    logits, slot, position, table = sampling_inputs(wide, Random(device, 0), dtype)
+    return changed_rows(
+        lambda part: sample(logits[part], slot[part], position[part], table, sampled=True, filtered=True)
+    )
+
+
+def changed_rows(run: Callable[[slice], Tensor]) -> str | None:
+    """The row counts at which ``run`` on a part of ``WHOLE`` rows gives other bytes than on all of them."""
+    whole = run(slice(0, WHOLE))
+    changed = []
+    for count in COUNTS:
+        # at the front, at the end: the place of a row must not matter either
+        for part in (slice(0, count), slice(WHOLE - count, WHOLE)):
+            if count >= MIN_ROWS and not same_bytes(run(part), whole[part]):
+                changed.append(count)
+                break
+    return f"other bits than among {WHOLE} rows at row counts {changed}" if changed else None

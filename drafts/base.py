@@ -1,0 +1,72 @@
+"""The seam between the engine's round and a drafting method: what a drafter sees, and the trees it answers with.
+
+A drafter works on the device's tensors only: every shape is known before the round, nothing is read back, so that a
+round can be captured as a CUDA graph and runs under FakeTensorMode.  What it drafts never changes the output, only the
+speed: the target alone decides (docs/structure.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DraftState:
+    """What the engine knows of its slots; row S is the trash slot of padding rows.  Drafters do not write to it."""
+
+    tokens: Tensor
+    """[S+1, T] int64, prompt and generated tokens; only the first ``length`` are text."""
+    length: Tensor
+    """[S+1] int64, committed tokens; the newest, at ``length`` - 1, is the anchor."""
+    active: Tensor
+    """[S+1] bool; False for free slots and for the trash slot."""
+
+    @property
+    def anchor(self) -> Tensor:
+        """[S+1, 1] int64, the newest committed token; whatever lies first in a slot without text."""
+        return self.tokens.gather(1, (self.length - 1).clamp_(min=0).unsqueeze(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """A tree of W nodes for every slot, of which ``pack_tree`` keeps the best of the whole batch.
+
+    Node 0 is the root and carries the anchor.  A drafter with a best branch puts it first, so that a chain's node i has
+    depth i.
+    """
+
+    token: Tensor
+    """[S+1, W] int64."""
+    parent: Tensor
+    """[S+1, W] int64, number of the parent, lower than the node's own, also where a node is absent; 0 for the root."""
+    score: Tensor
+    """[S+1, W] fp32, estimated probability that the node is accepted, at most its parent's; -inf for absent nodes.
+
+    A root's is 1 in active slots and -inf in others.
+    """
+
+
+class Drafter(Protocol):
+    """A drafting method, made for one engine (its slots, vocabulary and device)."""
+
+    @property
+    def name(self) -> str:
+        """As chosen with ``--draft``."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same text may get other candidates."""
+
+    @property
+    def max_nodes(self) -> int:
+        """W - 1: drafted nodes per slot and round; 0 drafts nothing."""
+
+    def propose(self, state: DraftState, context_bound: int) -> Candidates:
+        """Draft for every active slot.
+
+        ``context_bound`` is known on the host and at least every active slot's length: it bounds work and never changes
+        the answer.
+        """

@@ -1,0 +1,151 @@
+"""The GPU suite on a CPU: it runs without a GPU machine's missing libraries, and its checks can fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redraft.benchmarks import gpu_suite
+from redraft.benchmarks.equality_checks import equality_checks
+from redraft.benchmarks.gpu_suite import parse, run, run_checks
+from redraft.benchmarks.kernel_checks import QUICK, Random, difference, same_bytes, sampling_inputs
+from redraft.benchmarks.row_checks import changed_rows
+from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
+from redraft.drafts.none import NoDrafter
+from redraft.kernels.sample import sample_twin
+from redraft.server.engine.types import RedraftError
+
+ABSENT = (
+    "fastapi",
+    "pydantic",
+    "msgspec",
+    "gguf",
+    "typer",
+    "rich",
+    "aiohttp",
+    "structlog",
+    "tokenizers",
+    "transformers",
+)
+WITHOUT = (
+    f"import sys; sys.modules.update(dict.fromkeys({ABSENT})); from redraft.benchmarks.gpu_suite import main; main()"
+)
+
+
+def suite(
+    tmp_path: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> tuple[int, dict[str, Any], str]:
+    command = [sys.executable, "-c", WITHOUT, "--out", str(tmp_path), "--device", "cpu", "--quick", *arguments]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    assert (tmp_path / "gpu_suite.json").is_file(), done.stderr
+    return done.returncode, json.loads((tmp_path / "gpu_suite.json").read_text()), done.stdout
+
+
+def test_whole_suite_on_a_cpu(tmp_path: Path) -> None:
+    code, report, output = suite(tmp_path, "--dtype", "fp32")
+    assert code == 0, output
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert list(stages) == ["kernels", "rows", "equality", "bandwidth", "speed"]
+    assert report["complete"] is True
+    assert "CUDA" in stages["kernels"]["skipped"]
+    names = [check["name"] for check in stages["equality"]["checks"]]
+    assert {"ngram equals plain at T = 0.8", "random-trees equals plain at T = 0.0"} <= set(names)
+    assert stages["bandwidth"]["copy_bytes_per_second"] > 0
+    assert stages["speed"]["alone"]["parity"] == 1.0
+    assert stages["speed"]["together"]["plain"] > 0
+    assert stages["speed"]["weight_bytes"] > 0
+    assert all(stage["seconds"] >= 0 for stage in stages.values())
+
+
+def test_kernels_under_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    code, report, output = suite(tmp_path, "--only", "kernels", environment={"TRITON_INTERPRET": "1"})
+    assert code == 0, output
+    checks = report["stages"][0]["checks"]
+    assert {"gumbel", "ngram", "pack_tree", "accept", "compact_kv bfloat16"} <= {check["name"] for check in checks}
+
+
+def test_a_broken_stage_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(suite: gpu_suite.Suite) -> gpu_suite.Found:
+        raise RuntimeError("out of memory, say")
+
+    monkeypatch.setitem(gpu_suite.STAGES, "equality", broken)
+    options = ["--out", str(tmp_path), "--device", "cpu", "--quick", "--only", "equality", "--only", "bandwidth"]
+    assert run(parse(options), ["suite"]) is False
+    first, second = json.loads((tmp_path / "gpu_suite.json").read_text())["stages"]
+    assert "RuntimeError: out of memory, say" in first["error"]
+    assert (first["ok"], second["ok"], second["name"]) == (False, True, "bandwidth")
+
+
+def test_a_check_that_fails_or_raises_is_a_failure() -> None:
+    def raises() -> str | None:
+        raise ValueError("no kernel")
+
+    found = run_checks(iter([("good", lambda: None), ("bad", lambda: "3 of 5 differ"), ("worse", raises)]))["checks"]
+    assert [check["ok"] for check in found] == [True, False, False]
+    assert "ValueError: no kernel" in found[2]["problem"]
+
+
+def test_one_wrong_token_is_found(tmp_path: Path) -> None:
+    """A drafter that reaches into the output: what promise 1 forbids, and the check must see."""
+    suite = gpu_suite.Suite(parse(["--out", str(tmp_path), "--device", "cpu", "--dtype", "fp32", "--quick"]))
+    engine = suite.engine
+
+    class Meddler(NoDrafter):
+        name = "meddler"
+
+        def propose(self, state: Any, context_bound: int) -> Any:
+            state.tokens[0, 20] = 3
+            state.length[0] = state.length[0].clamp(min=25)
+            return super().propose(state, context_bound)
+
+    checks = dict(equality_checks(engine, Meddler(), random_prompts(512, 2), 12))
+    assert checks["none equals plain at T = 0.0"]() is None
+    assert "differ" in str(checks["meddler equals plain at T = 0.0"]())
+
+
+def test_differences_are_bytes() -> None:
+    zero = torch.tensor([0.0, 1.0])
+    assert difference((zero, zero), (zero, zero.clone())) is None
+    assert difference((zero, zero), (zero, torch.tensor([-0.0, 1.0]))) is not None
+    assert difference(zero, zero.double()) is not None
+    assert same_bytes(torch.tensor([torch.nan]), torch.tensor([torch.nan]))
+
+
+def test_rows_that_depend_on_their_neighbours_are_found() -> None:
+    x = torch.arange(67.0).unsqueeze(1)
+    assert changed_rows(lambda part: x[part] * 2) is None
+    problem = changed_rows(lambda part: x[part] + (x[part].shape[0] == 17))
+    assert problem is not None
+    assert "[17]" in problem
+
+
+def test_sampling_inputs_use_every_filter() -> None:
+    logits, slot, position, table = sampling_inputs(QUICK, Random(torch.device("cpu"), 0), torch.float32)
+    kinds = (table.temperature > 0, table.temperature == 0, table.top_p < 1, table.min_p > 0, table.top_k > 0)
+    assert all(kind.any() for kind in kinds)
+    plain = sample_twin(logits, slot, position, table, sampled=True, filtered=False)
+    assert not torch.equal(plain, sample_twin(logits, slot, position, table, sampled=True, filtered=True))
+
+
+def test_id_prompts(tmp_path: Path, tiny_target: Path, prompt_file: Path) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text("[[1, 2], [3]]")
+    assert read_id_prompts(path, None) == [[1, 2], [3]]
+    assert len(read_id_prompts(prompt_file, tiny_target)) == 3
+    for bad in ("{}", "[]", "[[]]", '[["a"]]', "[1"):
+        path.write_text(bad)
+        with pytest.raises(RedraftError, match="must hold a list of lists of token ids"):
+            read_id_prompts(path, None)
+
+
+def test_text_needs_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--out", "x", "--prompts", "a.jsonl"])
+    assert "needs --target" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""The command: quick to answer, complete in its help, short in its errors."""
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from redraft.server.cli import DEFAULT_TARGET, app
+from redraft.server.engine.target.embedded import SMOLLM2
+from redraft.server.engine.types import RedraftError
+from redraft.server.launch import base_url, check_address, check_keys, example
+from redraft.server.settings import ServerSettings
+
+SERVE_OPTIONS = (
+    "target",
+    "draft",
+    "revision",
+    "offline",
+    "dtype",
+    "device",
+    "gpu-memory-utilization",
+    "max-model-len",
+    "max-num-seqs",
+    "max-nodes",
+    "host",
+    "port",
+    "api-key",
+    "served-model-name",
+)
+runner = CliRunner()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom redraft.server.cli import app\n"
+        "app(['serve', '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'fastapi', 'numpy', 'tokenizers', 'huggingface_hub', 'uvicorn'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.strip()) == (0, "")
+
+
+@pytest.mark.parametrize("option", SERVE_OPTIONS)
+def test_every_option_of_serve_has_its_variable(option: str) -> None:
+    text = runner.invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    assert re.search(rf"--{option} .*\[env\s+var:\s+REDRAFT_{option.upper().replace('-', '_')}[;\]]", text, re.DOTALL)
+
+
+def test_serve_has_no_option_without_a_variable() -> None:
+    text = runner.invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    assert set(re.findall(r"^ +--([a-z-]+)", text, re.MULTILINE)) == {*SERVE_OPTIONS, "help"}
+
+
+def test_the_variables_are_read() -> None:
+    result = runner.invoke(app, ["serve", "--port", "0"], env={"REDRAFT_TARGET": "/no/such/folder"})
+    assert "there is no folder /no/such/folder" in result.output
+
+
+def test_the_default_target_is_the_embedded_one() -> None:
+    assert SMOLLM2.alias == DEFAULT_TARGET
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--port", "0"], ["generate", "Hello"]])
+def test_what_can_be_mended_is_one_line(arguments: list[str]) -> None:
+    result = runner.invoke(app, [*arguments, "--target", "/no/such/folder"])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert re.fullmatch(r"redraft: there is no folder /no/such/folder;[^\n]*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--dtype", "int4"],
+        ["--device", "tpu"],
+        ["--gpu-memory-utilization", "1.5"],
+        ["--max-num-seqs", "0"],
+        ["--port", "70000"],
+        ["--unknown", "1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_values_are_refused(arguments: list[str]) -> None:
+    result = runner.invoke(app, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+
+
+def test_a_port_in_use_is_refused_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = runner.invoke(app, ["serve", "--port", str(port), "--target", "/no/such/folder"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"redraft: cannot listen on 127.0.0.1:{port} (")
+    check_address("127.0.0.1", port)
+
+
+def test_an_empty_key_is_refused() -> None:
+    assert check_keys(["one", "two"]) == ("one", "two")
+    with pytest.raises(RedraftError, match="--api-key is empty"):
+        check_keys(["one", ""])
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("example.test", "http://example.test:80"),
+    ],
+)
+def test_the_url_is_one_that_a_client_can_use(host: str, url: str) -> None:
+    assert base_url(host, 80) == url
+
+
+def test_the_example_is_a_request_that_the_shell_passes_on_whole() -> None:
+    settings = ServerSettings(served_model_name='it\'s a "model"', port=1, api_keys=("secret",))
+    words = shlex.split(example(settings, 81, chat=True))
+    assert words[:2] == ["curl", "http://127.0.0.1:81/v1/chat/completions"]
+    assert "Authorization: Bearer YOUR_KEY" in words
+    assert "secret" not in " ".join(words)
+    body = json.loads(words[words.index("-d") + 1])
+    assert body["model"] == settings.served_model_name
+    assert body["messages"][0]["role"] == "user"
+    assert "prompt" in json.loads(shlex.split(example(settings, 81, chat=False))[-1])
+
+
+def test_bench_is_loaded_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = types.ModuleType("redraft.benchmarks.cli")
+    commands = typer.Typer()
+
+    @commands.command()
+    def speed(limit: int = 1) -> None:
+        typer.echo(f"measured {limit}")
+
+    @commands.callback()
+    def root() -> None:
+        """Measurements."""
+
+    vars(benchmarks)["app"] = commands
+    monkeypatch.setitem(sys.modules, "redraft.benchmarks.cli", benchmarks)
+    assert runner.invoke(app, ["bench", "speed", "--limit", "3"]).stdout == "measured 3\n"
+    assert "redraft bench speed [OPTIONS]" in runner.invoke(app, ["bench", "speed", "--help"]).stdout
+    failed = runner.invoke(app, ["bench", "speed", "--nothing", "3"])
+    assert (failed.exit_code, "--nothing" in failed.stderr) == (2, True)
+
+
+def test_the_makefile_lists_its_targets(repository: Path) -> None:
+    help_text = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
+    for target in ("install", "serve", "test", "test-slow", "lint", "format", "clean"):
+        assert f"make {target} " in help_text
