@@ -79,15 +79,15 @@ def _gumbel(sizes: Sizes, random: Random) -> str | None:
 def sampling_inputs(
     sizes: Sizes, random: Random, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, sample.SamplingTable]:
-    """Logits [R, V] with ties, slot [R] and position [R] of each row, and a table in which every filter occurs."""
+    """Logits [R, V], slot [R] and position [R] of each row, and a table with greedy slots and every filter."""
     slots = sizes.slots
+    slot = torch.arange(slots + 1, device=random.device)
     logits = (random.normal(sizes.rows, sizes.vocab) * 4).to(dtype)
-    off = random.ints(0, 2, slots + 1).bool()
     table = sample.SamplingTable(
-        temperature=torch.where(random.ints(0, 4, slots + 1) == 0, 0.0, 0.2 + random.uniform(slots + 1)),
-        top_p=torch.where(off, 1.0, 0.05 + 0.9 * random.uniform(slots + 1)),
-        min_p=torch.where(off.flip(0), 0.0, 0.2 * random.uniform(slots + 1)),
-        top_k=random.ints(0, 2, slots + 1) * random.ints(1, 50, slots + 1),
+        temperature=torch.where(slot % 4 == 1, 0.0, 0.2 + random.uniform(slots + 1)),
+        top_p=torch.where(slot % 2 == 1, 1.0, 0.05 + 0.9 * random.uniform(slots + 1)),
+        min_p=torch.where(slot % 3 == 0, 0.0, 0.2 * random.uniform(slots + 1)),
+        top_k=torch.where(slot % 3 == 2, random.ints(1, 50, slots + 1), 0),
         seed=random.ints(-(2**62), 2**62, slots + 1),
     )
     return logits, random.ints(0, slots, sizes.rows), random.ints(0, 5000, sizes.rows), table

@@ -19,7 +19,8 @@ ROWS_HINT = 8  # the layout oneDNN picks did not depend on it between 1 and 64
 
 def prepacks(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether weights of this kind get oneDNN's blocked layout."""
-    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and torch.backends.mkldnn.is_available()
+    here: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return here and device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
 
 
 class Linear:

@@ -17,5 +17,8 @@ def rope_table(inv_freq: Tensor, positions: int, scaling: float = 1.0) -> tuple[
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate ``x`` [R, heads, HD] fp32 by ``cos``, ``sin`` [R, 1, HD] of its rows' positions."""
+    """Rotate ``x`` [R, heads, HD] fp32 by ``cos``, ``sin`` [R, heads or 1, HD] of its rows' positions.
+
+    A factor in a head's ``cos`` and ``sin`` scales that head as well.
+    """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -34,8 +34,8 @@ MIN_QUERIES = 8
 class Attention(Protocol):
     """Attention for one pass; built once, used by every layer."""
 
-    def __call__(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """``q`` [R, HQ, HD], one layer's ``key`` and ``value`` [cells, HKV, HD] -> [R, HQ, HD], in ``key``'s dtype."""
+    def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """``q`` [R, HQ, HD], scaled already, one layer's ``key``, ``value`` [cells, HKV, HD] -> [R, HQ, HD] ``dtype``."""
 
 
 def lane_cells(rows: Rows, page_table: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
@@ -55,25 +55,24 @@ def lane_cells(rows: Rows, page_table: Tensor, lanes: int) -> tuple[Tensor, Tens
 class TwinAttention:
     """Plain-torch reference: gathers every row's whole context."""
 
-    def __init__(self, rows: Rows, page_table: Tensor, context_bound: int, scale: float) -> None:
+    def __init__(self, rows: Rows, page_table: Tensor, context_bound: int) -> None:
         """``context_bound``: host-known bound of any row's position + 1."""
-        self.scale = scale
         self.chunks = -(-context_bound // CHUNK)
         self.cells, self.visible = lane_cells(rows, page_table, self.chunks * CHUNK)
 
-    def __call__(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
         heads, kv_heads, dim = q.shape[1], key.shape[1], q.shape[2]
         grouped = q.view(-1, kv_heads, heads // kv_heads, dim).float()
         visible = self.visible[:, None, None, :]
         k = key[self.cells].float()
         v = torch.where(self.visible[..., None, None], value[self.cells].float(), 0.0)
-        score = torch.einsum("rkgd,rlkd->rkgl", grouped, k) * self.scale
+        score = torch.einsum("rkgd,rlkd->rkgl", grouped, k)
         weight = score.masked_fill(~visible, -torch.inf).softmax(-1)
         out = torch.zeros_like(grouped)
         for c in range(self.chunks):
             part = slice(c * CHUNK, (c + 1) * CHUNK)
             out = out + torch.einsum("rkgl,rlkd->rkgd", weight[..., part], v[:, part])
-        return out.reshape(q.shape).to(key.dtype)
+        return out.reshape(q.shape).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,32 +109,29 @@ class Span:
 class CpuAttention:
     """By request, context used in place where its pages follow one another."""
 
-    def __init__(self, rows: Rows, page_table: Tensor, scale: float) -> None:
-        self.scale = scale
-        counts = rows.row_count.tolist()
-        firsts = rows.first_row.tolist()
+    def __init__(self, rows: Rows, page_table: Tensor) -> None:
+        counts, firsts = rows.row_count.tolist(), rows.first_row.tolist()
+        taking_part = [slot for slot, count in enumerate(counts) if count]
+        # padding rows follow the last request's and go with them: cheaper than to leave a gap
+        ends = [firsts[slot] + counts[slot] for slot in taking_part[:-1]] + [rows.token.shape[0]]
         self.spans = [
-            _span(rows, page_table[slot], first, count)
-            for slot, (first, count) in enumerate(zip(firsts, counts, strict=True))
-            if count and slot < len(counts) - 1
+            _span(rows, page_table[slot], firsts[slot], end - firsts[slot], counts[slot])
+            for slot, end in zip(taking_part, ends, strict=True)
         ]
-        self.masks: dict[int, list[Tensor]] = {}
+        self.masks: list[Tensor] = []
 
-    def __call__(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads, kv_heads = q.shape[1], key.shape[1]
-        group = heads // kv_heads
-        q = q * self.scale  # not baddbmm's alpha: whether it scales before or after the sum depends on the sizes
-        if group not in self.masks:
-            self.masks[group] = [_grouped(span.mask, group) for span in self.spans]
-        parts = [self._span(q, key, value, s, m) for s, m in zip(self.spans, self.masks[group], strict=True)]
-        if len(parts) == 1 and parts[0].shape[0] == q.shape[0]:
-            return parts[0]
-        out = q.new_zeros(q.shape)  # not zeros_like: q is a slice, and its strides would be kept
-        for span, part in zip(self.spans, parts, strict=True):
-            out[span.first : span.first + span.count] = part
+    def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+        kv_heads, dim = key.shape[1:]
+        group = q.shape[1] // kv_heads
+        if not self.masks:
+            self.masks = [_grouped(span.mask, group) for span in self.spans]
+        out = torch.empty(q.shape[0], kv_heads, group, dim, dtype=dtype)
+        for span, mask in zip(self.spans, self.masks, strict=True):
+            out[span.first : span.first + span.count].copy_(self._span(q, key, value, span, mask))
         return out
 
     def _span(self, q: Tensor, key: Tensor, value: Tensor, span: Span, mask: Tensor) -> Tensor:
+        """[count, HKV, G, HD], a view of the kernels' order."""
         kv_heads, dim = key.shape[1:]
         group = q.shape[1] // kv_heads
         k, v = key[span.cells], value[span.cells].transpose(0, 1)
@@ -144,11 +140,11 @@ class CpuAttention:
         score = torch.baddbmm(mask, flat, k.permute(1, 2, 0))
         if span.branches is None:
             out = weighted_sum(score.softmax(-1), v)[:, : span.count * group]
-            return out.view(kv_heads, span.count, group, dim).transpose(0, 1).reshape(span.count, -1, dim)
+            return out.view(kv_heads, span.count, group, dim).transpose(0, 1)
         score = score[:, : span.count * group].view(kv_heads, span.count, group, span.lanes)
         out = q.new_empty(kv_heads, span.count, group, dim)
         _with_branches(score, v, span.branches, out)
-        return out.transpose(0, 1).reshape(span.count, -1, dim)
+        return out.transpose(0, 1)
 
 
 def weighted_sum(weight: Tensor, value: Tensor) -> Tensor:
@@ -199,11 +195,12 @@ def _grouped(mask: Tensor, group: int) -> Tensor:
     return _at_least(mask.expand(1, mask.shape[1], group, mask.shape[3]).reshape(1, -1, mask.shape[3]))
 
 
-def _span(rows: Rows, pages: Tensor, first: int, count: int) -> Span:
+def _span(rows: Rows, pages: Tensor, first: int, count: int, real: int) -> Span:
+    """``count`` rows from ``first``, of which ``real`` are the request's and the others padding."""
     part = slice(first, first + count)
     position, depth, index = rows.position[part], rows.depth[part], rows.index[part]
     base = int(position[0] - depth[0])
-    chunks = -(-(base + count) // CHUNK)
+    chunks = -(-(base + real) // CHUNK)
     lanes = chunks * CHUNK
     lane = torch.arange(lanes)
     hidden = torch.zeros(count, lanes).masked_fill_(lane > position.unsqueeze(1), -torch.inf)

@@ -1,8 +1,17 @@
 """Fixtures that every test may use."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+
+if importlib.util.find_spec("torch") is not None:
+    import torch
+
+    if not torch.cuda.is_available():
+        # before anything imports triton: kernels are interpreted where there is no gpu to run them
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

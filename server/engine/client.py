@@ -6,7 +6,7 @@ tests use a fake that yields canned tokens.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from redraft.server.engine.types import EngineInfo, EngineStats, Request, RoundOutput
@@ -27,7 +27,7 @@ class EngineClient(Protocol):
     def stats(self) -> EngineStats:
         """As of the newest message from the engine."""
 
-    def generate(self, request: Request) -> AsyncIterator[RoundOutput]:
+    def generate(self, request: Request) -> AsyncGenerator[RoundOutput, None]:
         """Decode ``request``; the last item has a ``finish_reason``.
 
         Closing the iterator early (``aclose``) cancels the request and frees its slot and pages at once.

@@ -162,6 +162,6 @@ def _copy_to_host(committed: Committed) -> tuple[tuple[Tensor, ...], torch.cuda.
     if not committed.count.is_cuda:
         return tensors, None
     copies = tuple(t.to("cpu", non_blocking=True) for t in tensors)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return copies, event

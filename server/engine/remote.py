@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.types import EngineInfo, EngineStats, FinishReason, RedraftError, Request, RoundOutput
@@ -57,7 +57,7 @@ class RemoteEngine:
             raise RedraftError(self._failure or "the engine did not start")
         return self.info
 
-    async def generate(self, request: Request) -> AsyncIterator[RoundOutput]:
+    async def generate(self, request: Request) -> AsyncGenerator[RoundOutput, None]:
         """Decode ``request``; closing the iterator early cancels it."""
         if self.info is None or not self.alive:
             raise RedraftError(self._failure or "the engine is not ready")

@@ -23,7 +23,7 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 
-MakeAttention = Callable[[Rows, Tensor, int, float], Attention]
+MakeAttention = Callable[[Rows, Tensor, int], Attention]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def forward_rows(
 ) -> Tensor:
     """Run the target over ``rows``, writing their KV behind the committed cells; returns hidden states [R, H]."""
     cell = cells(state.page_table, rows.slot, rows.position - rows.depth + rows.index, PAGE)
-    attend = make_attention(rows, state.page_table, position_bound, target.scale)
+    attend = make_attention(rows, state.page_table, position_bound)
     return target.forward(rows.token, rows.position, cell, state.kv, attend)
 
 
@@ -88,11 +88,11 @@ def prefill_rows(state: DeviceState, slot: int, start: int, count: int, padded: 
     )
 
 
-def twin_attention(rows: Rows, page_table: Tensor, position_bound: int, scale: float) -> Attention:
+def twin_attention(rows: Rows, page_table: Tensor, position_bound: int) -> Attention:
     """The reference: fixed shapes, any device."""
-    return TwinAttention(rows, page_table, position_bound, scale)
+    return TwinAttention(rows, page_table, position_bound)
 
 
-def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, scale: float) -> Attention:
+def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int) -> Attention:
     """The CPU's: takes the spans of requests from memory, so it needs no bound."""
-    return CpuAttention(rows, page_table, scale)
+    return CpuAttention(rows, page_table)

@@ -1,7 +1,7 @@
 """What holds on this machine: does a row get the same bits in prefill, in plain decoding and in a tree?
 
-Losslessness rests on it (design: "Bits"), and it rests on libraries and processors that promise nothing of the kind.  So
-the target itself is asked at start-up, on a cache of its own, in about a second.
+Losslessness rests on it (design: "Bits"), and it rests on libraries and processors that promise nothing of the kind.
+So the target itself is asked at start-up, on a cache of its own, in about a second.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class _Probe:
         self.tokens = torch.randint(spec.vocab, (self.length,), generator=generator).to(device)
         self.page_table = torch.tensor([[1, 2, 3], [0, 0, 0]], device=device)
         kv_dtype = torch.float32 if device.type == "cpu" else target.dtype
-        self.kv = torch.zeros(
-            spec.layers, 2, 4 * CHUNK, spec.kv_heads, spec.head_dim, dtype=kv_dtype, device=device
-        )
+        self.kv = torch.zeros(spec.layers, 2, 4 * CHUNK, spec.kv_heads, spec.head_dim, dtype=kv_dtype, device=device)
         self.reference = self._run(0, _chain(self.length))[self.start :]
 
     def steps(self) -> torch.Tensor:
@@ -71,9 +69,7 @@ class _Probe:
             wanted.append(len(parents) - 1)
         return self._run(self.start, parents, wrong=set(range(len(parents))) - set(wanted))[wanted]
 
-    def _run(
-        self, start: int, parents: list[int], wrong: Iterable[int] = (), padding: int = 0
-    ) -> torch.Tensor:
+    def _run(self, start: int, parents: list[int], wrong: Iterable[int] = (), padding: int = 0) -> torch.Tensor:
         """Run a tree of tokens behind ``start``; hidden states and KV of its rows, side by side [rows, ...] fp32."""
         paths = _paths(parents)
         depths = [len(path) - 1 for path in paths]
@@ -97,7 +93,7 @@ class _Probe:
             row_count=torch.tensor([count, 0], device=device),
         )
         cell = cells(self.page_table, slot, rows.position - depth + index, CHUNK)
-        attend = self.make_attention(rows, self.page_table, start + count, self.target.scale)
+        attend = self.make_attention(rows, self.page_table, start + count)
         hidden = self.target.forward(token, rows.position, cell, self.kv, attend)[:count]
         written = self.kv[:, :, cell[:count]].movedim(2, 0).reshape(count, -1)
         return torch.cat((hidden.float(), written.float()), 1)

@@ -1,7 +1,7 @@
 """The engine's nouns: what goes in, what comes out, and nothing that needs torch.
 
-A *request* here is one choice of one prompt: the server turns ``n`` choices into ``n`` requests.  The engine knows token
-ids only; text, stop strings and HTTP are the server's (docs/structure.md).
+A *request* here is one choice of one prompt: the server turns ``n`` choices into ``n`` requests.  The engine knows
+token ids only; text, stop strings and HTTP are the server's (docs/structure.md).
 """
 
 from __future__ import annotations

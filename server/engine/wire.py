@@ -60,8 +60,10 @@ def frame(message: ToEngine | FromEngine) -> bytes:
 
 
 def read_to_engine(body: bytes) -> ToEngine:
-    return _to_engine.decode(body)
+    message: ToEngine = _to_engine.decode(body)
+    return message
 
 
 def read_from_engine(body: bytes) -> FromEngine:
-    return _from_engine.decode(body)
+    message: FromEngine = _from_engine.decode(body)
+    return message

@@ -4,21 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from redraft.benchmarks import equality_checks as equality
 from redraft.benchmarks import gpu_suite
-from redraft.benchmarks.equality_checks import equality_checks
 from redraft.benchmarks.gpu_suite import parse, run, run_checks
 from redraft.benchmarks.kernel_checks import QUICK, Random, difference, same_bytes, sampling_inputs
+from redraft.benchmarks.local import Decoded, decode
 from redraft.benchmarks.row_checks import changed_rows
 from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
-from redraft.drafts.none import NoDrafter
+from redraft.drafts.base import Drafter
 from redraft.kernels.sample import sample_twin
-from redraft.server.engine.types import RedraftError
+from redraft.server.engine.engine import Engine
+from redraft.server.engine.types import RedraftError, SamplingParams
 
 ABSENT = (
     "fastapi",
@@ -41,7 +44,9 @@ def suite(
     tmp_path: Path, *arguments: str, environment: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any], str]:
     command = [sys.executable, "-c", WITHOUT, "--out", str(tmp_path), "--device", "cpu", "--quick", *arguments]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    # the kernels' tests turn the interpreter on for their whole session
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables = {**inherited, "OMP_NUM_THREADS": "1", **(environment or {})}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     assert (tmp_path / "gpu_suite.json").is_file(), done.stderr
     return done.returncode, json.loads((tmp_path / "gpu_suite.json").read_text()), done.stdout
@@ -92,22 +97,20 @@ def test_a_check_that_fails_or_raises_is_a_failure() -> None:
     assert "ValueError: no kernel" in found[2]["problem"]
 
 
-def test_one_wrong_token_is_found(tmp_path: Path) -> None:
-    """A drafter that reaches into the output: what promise 1 forbids, and the check must see."""
+def test_one_wrong_token_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = gpu_suite.Suite(parse(["--out", str(tmp_path), "--device", "cpu", "--dtype", "fp32", "--quick"]))
-    engine = suite.engine
 
-    class Meddler(NoDrafter):
-        name = "meddler"
+    def meddling(engine: Engine, drafter: Drafter, prompts: Any, params: SamplingParams) -> list[Decoded]:
+        found = decode(engine, drafter, prompts, params)
+        if drafter.name == "ngram":
+            found[1].tokens[5] ^= 1
+        return found
 
-        def propose(self, state: Any, context_bound: int) -> Any:
-            state.tokens[0, 20] = 3
-            state.length[0] = state.length[0].clamp(min=25)
-            return super().propose(state, context_bound)
-
-    checks = dict(equality_checks(engine, Meddler(), random_prompts(512, 2), 12))
-    assert checks["none equals plain at T = 0.0"]() is None
-    assert "differ" in str(checks["meddler equals plain at T = 0.0"]())
+    monkeypatch.setattr(equality, "decode", meddling)
+    checks = equality.equality_checks(suite.engine, suite.engine.drafter, random_prompts(512, 2), 12)
+    problems = {name: check() for name, check in checks if name.endswith("T = 0.0")}
+    assert problems.pop("ngram equals plain at T = 0.0") == "1 of 2 prompts differ; prompt 1 from its token 5 on"
+    assert set(problems.values()) == {None}
 
 
 def test_differences_are_bytes() -> None:
@@ -127,9 +130,11 @@ def test_rows_that_depend_on_their_neighbours_are_found() -> None:
 
 
 def test_sampling_inputs_use_every_filter() -> None:
-    logits, slot, position, table = sampling_inputs(QUICK, Random(torch.device("cpu"), 0), torch.float32)
+    logits, slot, position, table = sampling_inputs(
+        replace(QUICK, rows=40), Random(torch.device("cpu"), 0), torch.float32
+    )
     kinds = (table.temperature > 0, table.temperature == 0, table.top_p < 1, table.min_p > 0, table.top_k > 0)
-    assert all(kind.any() for kind in kinds)
+    assert all(kind[:-1].any() for kind in kinds), "the last slot is the trash slot"
     plain = sample_twin(logits, slot, position, table, sampled=True, filtered=False)
     assert not torch.equal(plain, sample_twin(logits, slot, position, table, sampled=True, filtered=True))
 

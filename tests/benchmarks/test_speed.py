@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from redraft.server.cli import app
 
@@ -84,6 +83,7 @@ def test_errors_are_one_line_and_exit_code_2(tiny_target: Path, prompt_file: Pat
         (("--prompts", tmp_path / "none.jsonl"), "cannot read"),
         (("--prompts", bad), "bad.jsonl:1: not valid JSON"),
         (("--prompts", prompt_file, "--limit", "0"), "--limit 0"),
+        (("--prompts", prompt_file, "--temperature", "inf"), "--temperature inf"),
         (("--prompts", prompt_file, "--model", "m"), "--model needs --url"),
         (("--prompts", prompt_file, "--url", "http://localhost:9", "--dtype", "bf16"), "--dtype says how this process"),
         (("--prompts", prompt_file, "--target", tiny_target, "--json", tmp_path / "no" / "x.json"), "cannot write"),

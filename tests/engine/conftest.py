@@ -83,9 +83,7 @@ class Bench:
         cell = cells(self.page_table, rows.slot, rows.position - rows.depth + rows.index, CHUNK)
         bound = int(rows.position.max()) + 1
         attend = (
-            TwinAttention(rows, self.page_table, bound, self.target.scale)
-            if twin
-            else CpuAttention(rows, self.page_table, self.target.scale)
+            TwinAttention(rows, self.page_table, bound) if twin else CpuAttention(rows, self.page_table)
         )
         return self.target.forward(rows.token, rows.position, cell, self.kv, attend)
 

@@ -99,6 +99,6 @@ def test_taps_are_the_residual_stream(random_target: Callable[[str], Path], benc
     rows = make_rows([(0, 0, ids, None)])
     taps = torch.zeros(12, 1, 64)
     cell = cells(b.page_table, rows.slot, rows.index, CHUNK)
-    attend = CpuAttention(rows, b.page_table, b.target.scale)
+    attend = CpuAttention(rows, b.page_table)
     b.target.forward(rows.token, rows.position, cell, b.kv, attend, taps, (0,))
     assert (taps[:, 0] - reference[1][0]).abs().max() <= 1e-4 * reference[1].abs().max()

@@ -1,7 +1,7 @@
 """The target decoder: packed rows in, hidden states out, keys and values written to paged KV.
 
-One forward serves prefill, plain decoding and tree verification: it sees rows, each with a token, a position and a cell,
-and an attention that knows their paths.  Nothing here depends on how many rows there are or to whom they belong.
+One forward serves prefill, plain decoding and tree verification: it sees rows, each with a token, a position and a
+cell, and an attention that knows their paths.  Nothing here depends on how many rows there are or to whom they belong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Target:
         self.dtype = weights.embedding.dtype
         frequencies = torch.tensor(inverse_frequencies(spec), device=self.device)
         self.cos, self.sin = rope_table(frequencies, max_positions)
-        self.scale = spec.head_dim**-0.5
+        scales = [spec.head_dim**-0.5] * spec.heads + [1.0] * spec.kv_heads
+        self.head_scale = torch.tensor(scales, device=self.device).unsqueeze(1)
 
     def forward(
         self,
@@ -46,7 +47,9 @@ class Target:
         before the final norm.
         """
         hidden = functional.embedding(token, self.weights.embedding)
-        cos, sin = self.cos.index_select(0, position), self.sin.index_select(0, position)
+        # [R, HQ + HKV, HD]: attention's 1 / sqrt(HD) rides on the queries' rotation
+        cos = self.cos.index_select(0, position) * self.head_scale
+        sin = self.sin.index_select(0, position) * self.head_scale
         for number, layer in enumerate(self.weights.layers):
             hidden = self._attention(layer, hidden, cos, sin, cell, kv[number], attend)
             hidden = self._mlp(layer, hidden)
@@ -71,8 +74,8 @@ class Target:
         qk = apply_rope(qk, cos, sin)
         kv[0].index_copy_(0, cell, qk[:, spec.heads :].to(kv.dtype))
         kv[1].index_copy_(0, cell, qkv[:, turned:].to(kv.dtype))
-        out = attend(qk[:, : spec.heads], kv[0], kv[1])
-        return layer.output(out.reshape(-1, spec.query_width).to(self.dtype), hidden)
+        out = attend(qk[:, : spec.heads], kv[0], kv[1], self.dtype)
+        return layer.output(out.reshape(-1, spec.query_width), hidden)
 
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
         gate, up = layer.gate_up(rms_norm(hidden, layer.post_norm, self.spec.norm_eps)).chunk(2, -1)

@@ -11,6 +11,7 @@ from typing import Any
 from redraft.server.engine.types import RedraftError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+REQUIRED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,11 @@ class TargetSpec:
 
 
 def read_spec(folder: Path) -> TargetSpec:
-    """Read ``config.json`` (and ``generation_config.json``) in ``folder``; ``RedraftError`` says what is unsupported."""
+    """Read ``config.json`` and ``generation_config.json`` in ``folder``; ``RedraftError`` says what is unsupported."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    missing = [name for name in REQUIRED if not isinstance(raw.get(name), int)]
+    if missing:
+        raise RedraftError(f"{folder}/config.json lacks {', '.join(missing)}")
     names = raw.get("architectures") or []
     if not any(name in ARCHITECTURES for name in names):
         raise RedraftError(f"{folder}: architecture {names} is not supported; supported are {', '.join(ARCHITECTURES)}")

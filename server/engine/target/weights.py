@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from redraft.kernels.linear import Linear
+from redraft.server.engine.target.digest import weight_files
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.types import RedraftError
 
@@ -42,12 +43,12 @@ class Weights:
 
 
 class Checkpoint:
-    """Tensors by name over all ``*.safetensors`` files of a folder; each is read when asked for."""
+    """Tensors by name over the safetensors files of a folder; each is read when asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in weight_files(folder):
             with safe_open(path, framework="pt") as opened:
                 self.files.update(dict.fromkeys(opened.keys(), path))
         if not self.files:
