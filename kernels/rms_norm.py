@@ -7,5 +7,5 @@ from torch.nn import functional
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """``x`` [..., H], ``weight`` [H] or None (no scale) -> [..., H] in ``x``'s dtype."""
-    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+    """``x`` [..., H], ``weight`` [H] fp32 or None (no scale) -> [..., H] in ``x``'s dtype."""
+    return functional.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)

@@ -39,15 +39,17 @@ class Attention(Protocol):
 
 
 def lane_cells(rows: Rows, page_table: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
-    """The cell behind each absolute position, per row: cells [R, lanes] and whether the row sees it [R, lanes]."""
+    """The cell behind each absolute position, per row: cells [R, lanes] and whether the row sees it [R, lanes].
+
+    Positions that a row does not see keep the cell of the committed order, so that rows differ where they must only.
+    """
     lane = torch.arange(lanes, device=rows.position.device)
     base = (rows.position - rows.depth).unsqueeze(1)
     logical = lane.expand(rows.position.shape[0], lanes)
     offset = logical - base
     on_path = rows.path.gather(1, offset.clamp(0, rows.path.shape[1] - 1))
-    logical = torch.where(offset >= 0, base + on_path, logical)
-    visible = lane <= rows.position.unsqueeze(1)
-    logical = torch.where(visible, logical, 0)
+    visible = (lane <= rows.position.unsqueeze(1)) & (rows.slot < page_table.shape[0] - 1).unsqueeze(1)
+    logical = torch.where((offset >= 0) & visible, base + on_path, logical)
     page = page_table[rows.slot].gather(1, (logical // CHUNK).clamp_max(page_table.shape[1] - 1))
     return page * CHUNK + logical % CHUNK, visible
 
@@ -64,14 +66,13 @@ class TwinAttention:
         heads, kv_heads, dim = q.shape[1], key.shape[1], q.shape[2]
         grouped = q.view(-1, kv_heads, heads // kv_heads, dim).float()
         visible = self.visible[:, None, None, :]
-        k = key[self.cells].float()
-        v = torch.where(self.visible[..., None, None], value[self.cells].float(), 0.0)
-        score = torch.einsum("rkgd,rlkd->rkgl", grouped, k)
-        weight = score.masked_fill(~visible, -torch.inf).softmax(-1)
+        parts = [slice(c * CHUNK, (c + 1) * CHUNK) for c in range(self.chunks)]
+        score = torch.cat([torch.einsum("rkgd,rlkd->rkgl", grouped, key[self.cells[:, p]].float()) for p in parts], -1)
+        weight = score.masked_fill(~visible, torch.finfo(torch.float32).min).softmax(-1)
         out = torch.zeros_like(grouped)
-        for c in range(self.chunks):
-            part = slice(c * CHUNK, (c + 1) * CHUNK)
-            out = out + torch.einsum("rkgl,rlkd->rkgd", weight[..., part], v[:, part])
+        for part in parts:
+            v = torch.where(self.visible[:, part, None, None], value[self.cells[:, part]].float(), 0.0)
+            out = out + torch.einsum("rkgl,rlkd->rkgd", weight[..., part], v)
         return out.reshape(q.shape).to(dtype)
 
 

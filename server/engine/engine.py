@@ -71,6 +71,7 @@ class Engine:
             raise RedraftError(f"token ids must lie in 0 ... {self.info.vocab_size - 1}")
         self.scheduler.add(request)
 
+    @torch.inference_mode()
     def cancel(self, request_id: str) -> None:
         """Forget a request; its slot and pages are free at once.  Unknown ids are ignored."""
         self._release(request_id)
@@ -151,9 +152,10 @@ class Engine:
 
     def _release(self, request_id: str) -> None:
         running = self.scheduler.release(request_id)
-        self.known_length.pop(request_id, None)
         if running is not None:
-            self.state.release(running.slot)
+            # rounds not read back yet may have written a tree each beyond what is known
+            unread = (len(self.pending) + 1) * self.scheduler.tree_rows
+            self.state.release(running, self.known_length.pop(request_id) + unread)
 
 
 def _copy_to_host(committed: Committed) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:

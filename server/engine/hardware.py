@@ -57,7 +57,7 @@ def available_bytes(device: torch.device, share: float) -> int:
     """Memory the engine may take: ``share`` of a GPU's total less what others hold, or 80 % of what a host has free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return int(min(free, total * share))
+        return max(0, free - int(total * (1 - share)))
     return int(_host_free() * 0.8)
 
 
@@ -70,8 +70,10 @@ def _host_free() -> int:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
+        # the kernel gives file pages back when it must
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        free = min(free, int(text) - int(used.read_text()) + int(stat.get("inactive_file", 0)))
+    return max(free, 0)
 
 
 def architecture(device: torch.device) -> str:

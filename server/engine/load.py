@@ -17,8 +17,9 @@ from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype
 from redraft.server.engine.round import cpu_attention, twin_attention
+from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.scheduler import Scheduler
-from redraft.server.engine.self_check import self_check
+from redraft.server.engine.self_check import differences, report
 from redraft.server.engine.sizing import fit
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -59,7 +60,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     )
     with torch.inference_mode():
         weights = load_weights(folder, spec, device, dtype)
-        target = Target(spec, weights, sizes.max_model_len + max(tree_rows, config.prefill_chunk))
+        target = Target(spec, weights, sizes.max_model_len + max(tree_rows, row_bucket(config.prefill_chunk)))
         state = DeviceState(
             spec,
             device,
@@ -71,9 +72,9 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
             prefill_chunk=config.prefill_chunk,
         )
         make_attention = cpu_attention if device.type == "cpu" else twin_attention
-        notes = [why_device, why_dtype, why_draft]
-        if config.self_check:
-            notes.append(self_check(target, make_attention))
+        notes = [why_device, why_dtype, why_draft, f"kernels: {target.ops.name}"]
+        differing = differences(target, make_attention) if config.self_check else []
+        notes.append(report(differing) if config.self_check else "self-check: left out")
     notes.append(
         f"room: {sizes.max_model_len} tokens a request, {config.max_num_seqs} requests, "
         f"{sizes.pages * PAGE} tokens of KV"
@@ -88,7 +89,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         max_num_seqs=config.max_num_seqs,
         max_nodes=drafter.max_nodes,
         eos_token_ids=spec.eos_token_ids,
-        fingerprint=fingerprint(config.target_sha, dtype, device, spec),
+        fingerprint=fingerprint(config.target_sha, dtype, device, target.ops.name) + ("-inexact" if differing else ""),
         notes=tuple(notes),
     )
     scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, config.prefill_chunk)
@@ -110,7 +111,7 @@ def choose_drafter(config: EngineConfig, spec: TargetSpec, device: torch.device)
     return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes), f"draft: ngram, {reason}"
 
 
-def fingerprint(sha: str, dtype: torch.dtype, device: torch.device, spec: TargetSpec) -> str:
+def fingerprint(sha: str, dtype: torch.dtype, device: torch.device, kernels: str) -> str:
     """Names the class within which the same request and seed give the same tokens (design: promise 1)."""
-    parts = (sha, str(dtype), KERNELS, architecture(device), torch.__version__, sys.platform, str(spec.vocab))
+    parts = (sha, str(dtype), KERNELS, kernels, architecture(device), torch.__version__, sys.platform)
     return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]

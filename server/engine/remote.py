@@ -107,6 +107,9 @@ class RemoteEngine:
                         self._fail(message)
         except (asyncio.IncompleteReadError, OSError):
             self._fail("the engine's process ended")
+        except Exception as error:
+            self._fail(f"the engine's messages cannot be read: {error}")
+            raise
 
     def _fail(self, message: str) -> None:
         """Every waiting request learns of it; the first reason is kept."""

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from redraft.drafts.base import Drafter, DraftState
+from redraft.kernels.attention_cpu import LANES, FusedAttention
 from redraft.kernels.accept import Committed, accept
 from redraft.kernels.compact_kv import compact_kv
+from redraft.kernels.fused_cpu import load_fused
 from redraft.kernels.pack_tree import pack_tree
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.sample import sample
@@ -23,7 +25,8 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 
-MakeAttention = Callable[[Rows, Tensor, int], Attention]
+MakeAttention = Callable[[Rows, Tensor, int, int], Attention]
+"""Of rows, page table, bound of positions and head size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def forward_rows(
 ) -> Tensor:
     """Run the target over ``rows``, writing their KV behind the committed cells; returns hidden states [R, H]."""
     cell = cells(state.page_table, rows.slot, rows.position - rows.depth + rows.index, PAGE)
-    attend = make_attention(rows, state.page_table, position_bound)
+    attend = make_attention(rows, state.page_table, position_bound, target.spec.head_dim)
     return target.forward(rows.token, rows.position, cell, state.kv, attend)
 
 
@@ -88,11 +91,14 @@ def prefill_rows(state: DeviceState, slot: int, start: int, count: int, padded: 
     )
 
 
-def twin_attention(rows: Rows, page_table: Tensor, position_bound: int) -> Attention:
+def twin_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
     """The reference: fixed shapes, any device."""
     return TwinAttention(rows, page_table, position_bound)
 
 
-def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int) -> Attention:
-    """The CPU's: takes the spans of requests from memory, so it needs no bound."""
-    return CpuAttention(rows, page_table)
+def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
+    """The CPU's: compiled where that is possible, else torch's products over the spans of requests."""
+    library = load_fused()
+    if library is None or head_dim % LANES:
+        return CpuAttention(rows, page_table)
+    return FusedAttention(library, rows, page_table, position_bound)

@@ -72,6 +72,8 @@ class Scheduler:
             return f"request id {request.request_id!r} is in use"
         if not request.prompt:
             return "the prompt is empty"
+        if request.params.max_tokens < 1:
+            return f"max_tokens must be at least 1, not {request.params.max_tokens}"
         if len(request.prompt) >= self.max_model_len:
             return f"the prompt has {len(request.prompt)} tokens; {self.max_model_len - 1} is the most that fits"
         if self.pages_for(request) > self.pool.total:

@@ -19,9 +19,8 @@ STEPS = 6
 """Tokens decoded one by one and in a tree, across a chunk boundary."""
 
 
-def self_check(target: Target, make_attention: MakeAttention) -> str:
-    """A line for the operator; it names every pair of passes whose KV or hidden states differ in a bit."""
-    differing = differences(target, make_attention)
+def report(differing: list[str]) -> str:
+    """A line for the operator about what ``differences`` found."""
     if not differing:
         return "self-check: prefill, single steps, chains and trees agree bit for bit on this machine"
     return (
@@ -70,7 +69,7 @@ class _Probe:
         return self._run(self.start, parents, wrong=set(range(len(parents))) - set(wanted))[wanted]
 
     def _run(self, start: int, parents: list[int], wrong: Iterable[int] = (), padding: int = 0) -> torch.Tensor:
-        """Run a tree of tokens behind ``start``; hidden states and KV of its rows, side by side [rows, ...] fp32."""
+        """Run a tree of tokens behind ``start``; hidden states, logits and KV of its rows, side by side [rows, ...] fp32."""
         paths = _paths(parents)
         depths = [len(path) - 1 for path in paths]
         device, count = self.target.device, len(depths)
@@ -93,10 +92,12 @@ class _Probe:
             row_count=torch.tensor([count, 0], device=device),
         )
         cell = cells(self.page_table, slot, rows.position - depth + index, CHUNK)
-        attend = self.make_attention(rows, self.page_table, start + count)
-        hidden = self.target.forward(token, rows.position, cell, self.kv, attend)[:count]
+        attend = self.make_attention(rows, self.page_table, start + count, self.target.spec.head_dim)
+        target = self.target
+        hidden = target.forward(token, rows.position, cell, self.kv, attend)
         written = self.kv[:, :, cell[:count]].movedim(2, 0).reshape(count, -1)
-        return torch.cat((hidden.float(), written.float()), 1)
+        logits = target.logits(hidden).float()
+        return torch.cat((hidden[:count].float(), logits[:count], written.float()), 1)
 
 
 def _chain(count: int) -> list[int]:

@@ -6,11 +6,13 @@ parameters, pages); what rounds commit stays on the device until it is read back
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from redraft.kernels.sample import SamplingTable
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.scheduler import Running
 from redraft.server.engine.target.spec import TargetSpec
 
@@ -36,7 +38,7 @@ class DeviceState:
         def table(dtype: torch.dtype, *width: int) -> Tensor:
             return torch.zeros(slots + 1, *width, dtype=dtype, device=device)
 
-        self.tokens = table(torch.int64, max_model_len + max(tree_rows, prefill_chunk))
+        self.tokens = table(torch.int64, max_model_len + max(tree_rows, row_bucket(prefill_chunk)))
         """[S+1, T] prompt and committed tokens, with room for a whole chunk or tree behind the longest request."""
         self.length = table(torch.int64)
         """[S+1] committed tokens, the anchor included."""
@@ -53,14 +55,9 @@ class DeviceState:
         )
         self.eos = torch.tensor(spec.eos_token_ids, dtype=torch.int64, device=device)
         shape = (spec.layers, 2, (pages + 1) * PAGE, spec.kv_heads, spec.head_dim)
-        self.kv = torch.empty(shape, dtype=kv_dtype, device=device)
-        """[L, 2, cells, HKV, HD]; pages are zeroed when they are handed out, so no stale value ever meets a softmax."""
-        self.clear((0,))
-
-    def clear(self, pages: tuple[int, ...]) -> None:
-        """Zero ``pages``: a masked lane weighs 0, but 0 times a stale NaN would be NaN."""
-        for page in pages:
-            self.kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
+        self.kv = _zeros(shape, kv_dtype, device)
+        """[L, 2, cells, HKV, HD]; zero wherever no running request wrote: a masked lane weighs 0, but 0 times a stale
+        NaN would be NaN."""
 
     def admit(self, running: Running, limit: int) -> None:
         """Write a request's prompt, parameters and pages into its slot; it stays inactive until it is prefilled."""
@@ -75,15 +72,23 @@ class DeviceState:
         self.sampling.top_k[slot] = params.top_k
         self.sampling.seed[slot] = signed64(params.seed)
         self.page_table[slot, : len(running.pages)] = torch.tensor(running.pages, device=self.device)
-        self.clear(running.pages)
 
     def activate(self, slot: int) -> None:
         self.active[slot] = True
 
-    def release(self, slot: int) -> None:
-        """Take the slot out of rounds; its pages may belong to another request from now on."""
-        self.active[slot] = False
-        self.page_table[slot] = 0
+    def release(self, running: Running, written: int) -> None:
+        """Take the slot out of rounds and zero the ``written`` first cells; the pages may be another's from now on."""
+        self.active[running.slot] = False
+        self.page_table[running.slot] = 0
+        for page in running.pages[: -(-written // PAGE)]:
+            self.kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that a CPU maps when they are first touched: a long context costs nothing until it is used."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def signed64(seed: int) -> int:

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import traceback
+from dataclasses import replace
 
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
@@ -41,10 +42,13 @@ class Connection:
 
     def read(self) -> ToEngine:
         """The next message; raises ``EOFError`` when the server is gone."""
-        header = self.stream.read(HEADER.size)
-        if len(header) < HEADER.size:
+        return read_to_engine(self._exactly(HEADER.unpack(self._exactly(HEADER.size))[0]))
+
+    def _exactly(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        if len(data) < size:
             raise EOFError
-        return read_to_engine(self.stream.read(HEADER.unpack(header)[0]))
+        return data
 
     def send(self, message: FromEngine) -> None:
         self.sock.sendall(frame(message))
@@ -56,39 +60,47 @@ class Connection:
                 self.inbox.put(self.read())
         except (EOFError, OSError):
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
 
 
 def serve(engine: Engine, connection: Connection) -> None:
     """Step while there is work, wait for messages while there is none."""
     told = EngineStats()
+    output = StepOutput()
     while True:
-        while not engine.busy or not connection.inbox.empty():
-            _take(engine, connection)
-        output = engine.step()
         if output.outputs or output.stats != told:
             connection.send(Stepped(output))
             told = output.stats
+        refused: list[RoundOutput] = []
+        while not connection.inbox.empty() or not (engine.busy or refused or engine.scheduler.stats() != told):
+            refused += _take(engine, connection.inbox.get())
+        output = engine.step() if engine.busy else StepOutput(stats=engine.scheduler.stats())
+        output = replace(output, outputs=(*refused, *output.outputs))
 
 
-def _take(engine: Engine, connection: Connection) -> None:
-    match connection.inbox.get():
+def _take(engine: Engine, message: ToEngine) -> list[RoundOutput]:
+    """Act on a message; what it answers at once."""
+    match message:
         case Submit(request):
             try:
                 engine.submit(request)
             except RedraftError as error:
-                refused = RoundOutput(request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
-                connection.send(Stepped(StepOutput((refused,), engine.scheduler.stats())))
+                return [RoundOutput(request.request_id, finish_reason=FinishReason.ERROR, error=str(error))]
         case Cancel(request_id):
             engine.cancel(request_id)
-            if not engine.busy:
-                connection.send(Stepped(StepOutput((), engine.scheduler.stats())))
         case Start():
             raise RuntimeError("the engine is started already")
+    return []
 
 
 def main() -> None:
     """Load, say so, serve until the server goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole group; the server decides
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # they reach the whole group; the server decides, and EOF ends this process
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     start = connection.read()
     if not isinstance(start, Start):

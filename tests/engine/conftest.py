@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from redraft.kernels.attention_cpu import FusedAttention
+from redraft.kernels.fused_cpu import load_fused
+from redraft.kernels.layer_ops import TorchOps
+from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
-from redraft.kernels.tree_attention import CHUNK, CpuAttention, TwinAttention
+from redraft.kernels.tree_attention import CHUNK, Attention, CpuAttention, TwinAttention
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.target.spec import read_spec
+from redraft.server.engine.target.spec import inverse_frequencies, read_spec
 from redraft.server.engine.target.weights import load_weights
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -75,16 +79,28 @@ class Bench:
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         spec = read_spec(folder)
         self.target = Target(spec, load_weights(folder, spec, torch.device("cpu"), dtype), 1024)
+        self.ops = self.target.ops
+        plain = {"heads": spec.heads, "kv_heads": spec.kv_heads, "eps": spec.norm_eps}
+        cos, sin = rope_table(torch.tensor(inverse_frequencies(spec)), 1024)
+        self.torch_ops = TorchOps(cos, sin, **plain)
         self.page_table = torch.tensor([[1, 2, 3, 4], [9, 7, 5, 6], [0, 0, 0, 0]])
         self.kv = torch.zeros(spec.layers, 2, 10 * CHUNK, spec.kv_heads, spec.head_dim)
 
-    def run(self, rows: Rows, *, twin: bool = False) -> Tensor:
-        """Hidden states [R, H]; KV is written."""
+    def run(self, rows: Rows, kind: str = "fused") -> Tensor:
+        """Hidden states [R, H]; KV is written.  ``kind`` names the attention and the ops between the products."""
         cell = cells(self.page_table, rows.slot, rows.position - rows.depth + rows.index, CHUNK)
         bound = int(rows.position.max()) + 1
-        attend = (
-            TwinAttention(rows, self.page_table, bound) if twin else CpuAttention(rows, self.page_table)
-        )
+        self.target.ops = self.ops if kind == "fused" else self.torch_ops
+        attend: Attention
+        if kind == "fused":
+            library = load_fused()
+            if library is None:
+                pytest.skip("no C compiler here, so there are no fused kernels")
+            attend = FusedAttention(library, rows, self.page_table, bound)
+        else:
+            attend = (
+                TwinAttention(rows, self.page_table, bound) if kind == "twin" else CpuAttention(rows, self.page_table)
+            )
         return self.target.forward(rows.token, rows.position, cell, self.kv, attend)
 
     def cached(self, slot: int, logical: Sequence[int]) -> Tensor:
@@ -133,6 +149,10 @@ def make_rows() -> Callable[..., Rows]:
 
 
 @pytest.fixture(autouse=True)
-def _no_grad() -> Any:
+def _inference() -> Any:
+    """As the engine runs; one thread, since two would wait for one another longer than these targets take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         yield
+    torch.set_num_threads(threads)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redraft.kernels.rms_norm import rms_norm
-from redraft.kernels.rope import apply_rope, rope_table
+from redraft.kernels.layer_ops import layer_ops
+from redraft.kernels.rope import rope_table
 from redraft.kernels.tree_attention import Attention
 from redraft.server.engine.target.spec import TargetSpec, inverse_frequencies
 from redraft.server.engine.target.weights import Layer, Weights
@@ -26,9 +26,16 @@ class Target:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         frequencies = torch.tensor(inverse_frequencies(spec), device=self.device)
-        self.cos, self.sin = rope_table(frequencies, max_positions)
-        scales = [spec.head_dim**-0.5] * spec.heads + [1.0] * spec.kv_heads
-        self.head_scale = torch.tensor(scales, device=self.device).unsqueeze(1)
+        cos, sin = rope_table(frequencies, max_positions)
+        self.ops = layer_ops(
+            cos,
+            sin,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            eps=spec.norm_eps,
+            dtype=self.dtype,
+            width=max(2 * spec.intermediate, spec.query_width + 2 * spec.kv_width, spec.hidden),
+        )
 
     def forward(
         self,
@@ -47,11 +54,9 @@ class Target:
         before the final norm.
         """
         hidden = functional.embedding(token, self.weights.embedding)
-        # [R, HQ + HKV, HD]: attention's 1 / sqrt(HD) rides on the queries' rotation
-        cos = self.cos.index_select(0, position) * self.head_scale
-        sin = self.sin.index_select(0, position) * self.head_scale
+        self.ops.turn(position, cell)
         for number, layer in enumerate(self.weights.layers):
-            hidden = self._attention(layer, hidden, cos, sin, cell, kv[number], attend)
+            hidden = self._attention(layer, hidden, kv[number], attend)
             hidden = self._mlp(layer, hidden)
             if taps is not None and number in tap_layers:
                 taps[:, tap_layers.index(number)] = hidden
@@ -59,24 +64,14 @@ class Target:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, H] -> [R, V] in the target's dtype."""
-        return self.weights.head(rms_norm(hidden, self.weights.norm, self.spec.norm_eps))
+        return self.weights.head(self.ops.norm(hidden, self.weights.norm))
 
-    def _attention(
-        self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, cell: Tensor, kv: Tensor, attend: Attention
-    ) -> Tensor:
-        spec = self.spec
-        turned = spec.heads + spec.kv_heads
-        qkv = layer.qkv(rms_norm(hidden, layer.input_norm, spec.norm_eps)).float()
-        qkv = qkv.view(-1, turned + spec.kv_heads, spec.head_dim)
-        qk = qkv[:, :turned]
-        if layer.qk_norm is not None:
-            qk = rms_norm(qk, None, spec.norm_eps) * layer.qk_norm
-        qk = apply_rope(qk, cos, sin)
-        kv[0].index_copy_(0, cell, qk[:, spec.heads :].to(kv.dtype))
-        kv[1].index_copy_(0, cell, qkv[:, turned:].to(kv.dtype))
-        out = attend(qk[:, : spec.heads], kv[0], kv[1], self.dtype)
-        return layer.output(out.reshape(-1, spec.query_width), hidden)
+    def _attention(self, layer: Layer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
+        qkv = layer.qkv(self.ops.norm(hidden, layer.input_norm))
+        q = self.ops.rope_and_cache(qkv, layer.qk_norm, kv)
+        out = attend(q, kv[0], kv[1], self.dtype)
+        return layer.output(out.reshape(-1, self.spec.query_width), hidden)
 
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
-        gate, up = layer.gate_up(rms_norm(hidden, layer.post_norm, self.spec.norm_eps)).chunk(2, -1)
-        return layer.down(functional.silu(gate).mul_(up), hidden)
+        gate_up = layer.gate_up(self.ops.norm(hidden, layer.post_norm))
+        return layer.down(self.ops.swiglu(gate_up), hidden)

@@ -57,12 +57,12 @@ class TargetSpec:
 def read_spec(folder: Path) -> TargetSpec:
     """Read ``config.json`` and ``generation_config.json`` in ``folder``; ``RedraftError`` says what is unsupported."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    missing = [name for name in REQUIRED if not isinstance(raw.get(name), int)]
-    if missing:
-        raise RedraftError(f"{folder}/config.json lacks {', '.join(missing)}")
     names = raw.get("architectures") or []
     if not any(name in ARCHITECTURES for name in names):
         raise RedraftError(f"{folder}: architecture {names} is not supported; supported are {', '.join(ARCHITECTURES)}")
+    missing = [name for name in REQUIRED if not isinstance(raw.get(name), int)]
+    if missing:
+        raise RedraftError(f"{folder}/config.json lacks {', '.join(missing)}")
     if any(kind != "full_attention" for kind in raw.get("layer_types") or []) or raw.get("use_sliding_window"):
         raise RedraftError(f"{folder}: sliding-window attention is not supported")
     if raw.get("hidden_act", "silu") != "silu":

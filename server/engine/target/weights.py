@@ -23,6 +23,7 @@ class Layer:
     """One decoder layer; Q, K, V and gate, up are merged to one product each."""
 
     input_norm: Tensor
+    """[H], like all norms in fp32."""
     qkv: Linear
     qk_norm: Tensor | None
     """[HQ + HKV, HD] fp32 scale of queries and keys (Qwen3), or None."""
@@ -80,7 +81,7 @@ def load_weights(folder: Path, spec: TargetSpec, device: torch.device, dtype: to
     return Weights(
         embedding=embedding,
         layers=tuple(_layer(read, checkpoint, spec, i) for i in range(spec.layers)),
-        norm=read("model.norm.weight"),
+        norm=read("model.norm.weight").float(),
         head=Linear(embedding if tied else read("lm_head.weight")),
     )
 
@@ -101,11 +102,11 @@ def _layer(read: Read, checkpoint: Checkpoint, spec: TargetSpec, number: int) ->
         q, k = (read(f"{prefix}self_attn.{name}_norm.weight").float() for name in "qk")
         qk_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1))).contiguous()
     return Layer(
-        input_norm=read(f"{prefix}input_layernorm.weight"),
+        input_norm=read(f"{prefix}input_layernorm.weight").float(),
         qkv=merged("self_attn.q", "self_attn.k", "self_attn.v"),
         qk_norm=qk_norm,
         output=merged("self_attn.o"),
-        post_norm=read(f"{prefix}post_attention_layernorm.weight"),
+        post_norm=read(f"{prefix}post_attention_layernorm.weight").float(),
         gate_up=merged("mlp.gate", "mlp.up"),
         down=merged("mlp.down"),
     )

@@ -1,0 +1,72 @@
+"""Builds the CPU kernels in C with the machine's compiler, once, into the cache folder; without one there are none."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused_cpu.c", "attention_cpu.c"))
+HEADER = Path(__file__).with_name("math_cpu.h")
+# nothing that reorders or contracts floating point: the bits are those the source spells out
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+WIDE = ("-mprefer-vector-width=512",)
+"""Only on x86; tried first."""
+
+_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_ARGUMENTS = {
+    "rms_norm": [_P, _P, _P, _P, _N, _N, _F, _I],
+    "rope_and_cache": [_P] * 10 + [_N] * 4 + [_F, _F, _I],
+    "swiglu": [_P, _P, _P, _N, _N, _I],
+    "tree_attention": [_P] * 7 + [_N] * 6 + [_I],
+}
+
+
+@functools.cache
+def load_fused() -> ctypes.CDLL | None:
+    """The compiled library; None where there is no compiler, or with ``REDRAFT_FUSED_CPU=0``."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or os.environ.get("REDRAFT_FUSED_CPU") == "0":
+        return None
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    text = [path.read_text() for path in (*SOURCES, HEADER)]
+    key = "|".join((*text, *FLAGS, *WIDE, version, _processor()))
+    name = f"fused-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    path = Path(os.environ.get("REDRAFT_CACHE") or Path.home() / ".cache" / "redraft") / "kernels" / name
+    if not path.is_file() and not _build(compiler, path):
+        return None
+    library = ctypes.CDLL(str(path))
+    for function, arguments in _ARGUMENTS.items():
+        getattr(library, function).argtypes = arguments
+        getattr(library, function).restype = None
+    return library
+
+
+def _build(compiler: str, path: Path) -> bool:
+    """Compile into place; a second process doing the same is harmless, the rename is atomic."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            for extra in (WIDE, ()):
+                command = [compiler, *FLAGS, *extra, *map(str, SOURCES), "-o", str(made), "-lm"]
+                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                    made.replace(path)
+                    return True
+    return False
+
+
+def _processor() -> str:
+    """What ``-march=native`` means here."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor()
+    lines = info.read_text().splitlines()
+    return "|".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
