@@ -46,7 +46,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     info = service.ready()
     service.check_model(body.model)
     text = await _render(service.tokenizer, body.messages)
-    prompt = await tokenise(service.tokenizer, text, special_tokens=False)
+    prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
     form = ChatForm(info, body.model)

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from redraft.server.engine.types import RedraftError
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(RedraftError):
     """The template does not take these messages; the message says why."""
 
 
@@ -63,7 +63,8 @@ class ChatTemplate:
             )
         # a template is a program of its own: what it raises for odd messages can be anything
         except Exception as error:
-            raise ChatTemplateError(f"the chat template does not take these messages: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ChatTemplateError(f"the chat template does not take these messages: {reason}") from error
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
+
+import structlog
 
 from redraft.server.detokenize import Detokenizer
 from redraft.server.engine.client import EngineClient
@@ -15,6 +16,8 @@ from redraft.server.errors import ApiError, unavailable
 from redraft.server.record import ChoiceRecord
 from redraft.server.replies import Finish
 from redraft.server.stops import StopStrings
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +53,20 @@ class Choice:
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
         """Decode to the end; cancelling this cancels the engine's request."""
         reason = FinishReason.ERROR
-        # the seam promises aclose(), which AsyncIterator does not show
-        outputs = cast("AsyncGenerator[RoundOutput, None]", engine.generate(self._request))
         try:
-            async with aclosing(outputs):
-                reason = await self._follow(outputs, emit)
+            async with aclosing(engine.generate(self._request)) as outputs:
+                reason = await self._follow(engine, outputs, emit)
         except asyncio.CancelledError:
             reason = FinishReason.CANCELLED
             raise
         except RedraftError as error:
-            raise unavailable(str(error), "engine_failed") from error
+            raise _failed(engine, str(error)) from error
         finally:
             self.record.finished(reason)
 
-    async def _follow(self, outputs: AsyncGenerator[RoundOutput, None], emit: Callable[[Delta], None]) -> FinishReason:
+    async def _follow(
+        self, engine: EngineClient, outputs: AsyncGenerator[RoundOutput, None], emit: Callable[[Delta], None]
+    ) -> FinishReason:
         async for output in outputs:
             self.record.arrived(output)
             text = self._take(output)
@@ -76,7 +79,7 @@ class Choice:
                 continue
             text += self._stops.push(self._detokenizer.finish())
             text += self._stops.finish()
-            finish = "stop" if self._stops.matched else _finish(output)
+            finish = "stop" if self._stops.matched else _finish(engine, output)
             emit(Delta(self.index, text, finish))
             return FinishReason(finish)
         raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
@@ -95,7 +98,7 @@ class Choice:
         return text
 
 
-def _finish(output: RoundOutput) -> Finish:
+def _finish(engine: EngineClient, output: RoundOutput) -> Finish:
     """The engine's word for the end, where it is one for the client; otherwise an error."""
     match output.finish_reason:
         case FinishReason.STOP:
@@ -105,4 +108,12 @@ def _finish(output: RoundOutput) -> Finish:
         case FinishReason.CANCELLED:
             raise unavailable("The server is shutting down.", "cancelled")
         case _:
-            raise ApiError(500, f"The engine failed: {output.error}", code="engine_error")
+            raise _failed(engine, output.error)
+
+
+def _failed(engine: EngineClient, error: str | None) -> ApiError:
+    """What the client is told: why a living engine refused the request, and no more than that of one that ended."""
+    log.error("engine failed", error=error)
+    if engine.alive:
+        return ApiError(500, f"The engine failed: {error}", code="engine_error")
+    return unavailable("The engine has ended; the server must be restarted.", "engine_failed")

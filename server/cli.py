@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -20,12 +21,20 @@ from redraft.server.engine.types import RedraftError
 DEFAULT_TARGET = "smollm2-135m"
 
 app = typer.Typer(
-    help="Lossless speculative decoding: an OpenAI-compatible server whose draft never changes what it says.",
+    help="Lossless speculative decoding: an OpenAI-compatible server whose draft does not change what it says.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: quicker, and long names of variables stay whole
 )
+
+
+def _finite(value: float) -> float:
+    """``value``, refused where it is inf, which an open range takes, or nan, which some versions of Typer take."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
 
 Target = Annotated[
     str,
@@ -39,8 +48,8 @@ Draft = Annotated[
     str | None,
     typer.Option(
         envvar="REDRAFT_DRAFT",
-        help="What proposes tokens: ngram (what followed the same tokens before), none (plain decoding), a folder or "
-        "hub id; by default the best one known for the target; the choice is printed.",
+        help="What proposes tokens: ngram (what followed the same tokens before; the default) or none (plain "
+        "decoding). This version refuses trained drafts (a folder or hub id). The choice is printed.",
     ),
 ]
 Revision = Annotated[
@@ -53,7 +62,8 @@ Dtype = Annotated[
     Literal["auto", "bf16", "fp16", "fp32"],
     typer.Option(
         envvar="REDRAFT_DTYPE",
-        help="Type of weights and KV. auto: bf16 on a GPU and on CPUs that multiply it in hardware, else fp32.",
+        help="Type of the weights, and of the KV on a GPU; on a CPU the KV is fp32. auto: bf16 on a GPU and on CPUs "
+        "that multiply it in hardware, else fp32.",
     ),
 ]
 Device = Annotated[
@@ -68,6 +78,7 @@ Memory = Annotated[
         envvar="REDRAFT_GPU_MEMORY_UTILIZATION",
         min=0.05,
         max=1.0,
+        callback=_finite,
         help="Share of the GPU's memory for weights, KV and buffers.",
     ),
 ]
@@ -172,9 +183,12 @@ def generate(
     max_model_len: ModelLen = None,
     max_nodes: Nodes = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, callback=_finite, help="0 always takes the likeliest token.")
+    ] = 0.0,
     top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, help="Sample within this mass of the likeliest tokens.")
+        float,
+        typer.Option(min=1e-6, max=1.0, callback=_finite, help="Sample within this mass of the likeliest tokens."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text, whatever the draft.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message; by default the chat template's own.")] = None,

@@ -43,7 +43,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
 
 async def _prompt(service: Service, info: EngineInfo, prompt: str | list[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        return await tokenise(service.tokenizer, prompt, special_tokens=True) if prompt else ()
+        return await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=True) if prompt else ()
     return check_ids(prompt, info, "prompt")
 
 

@@ -92,7 +92,7 @@ def generate(config: EngineConfig, prompt: Prompt, params: SamplingParams) -> No
 
 def _stream(engine: Engine, tokenizer: TextTokenizer, request: Request) -> Tally:
     tally = Tally()
-    detokenizer = Detokenizer(tokenizer.decode)
+    detokenizer = Detokenizer(tokenizer)
     engine.submit(request)
     while engine.busy:
         for output in engine.step().outputs:

@@ -22,16 +22,20 @@ from redraft.server.text import TextTokenizer
 SEED_MASK = 2**64 - 1
 
 
-async def tokenise(tokenizer: TextTokenizer, text: str, *, special_tokens: bool) -> tuple[int, ...]:
-    """Token ids of ``text``; long texts in a thread."""
+async def tokenise(
+    tokenizer: TextTokenizer, text: str, info: EngineInfo, param: str, *, special_tokens: bool
+) -> tuple[int, ...]:
+    """Token ids of ``text``, long texts in a thread; 400 when one is only the tokenizer's and not the target's."""
     if len(text) < THREAD_CHARS:
-        return tokenizer.encode(text, special_tokens=special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, special_tokens=special_tokens)
+        ids = tokenizer.encode(text, special_tokens=special_tokens)
+    else:
+        ids = await asyncio.to_thread(tokenizer.encode, text, special_tokens=special_tokens)
+    return check_ids(ids, info, param)
 
 
 def check_ids(ids: Sequence[int], info: EngineInfo, param: str) -> tuple[int, ...]:
     """``ids`` as they go to the engine; 400 when one is not of the vocabulary."""
-    if min(ids) < 0 or max(ids) >= info.vocab_size:
+    if ids and (min(ids) < 0 or max(ids) >= info.vocab_size):
         wrong = next(token for token in ids if not 0 <= token < info.vocab_size)
         raise invalid(param, f"Token id {clip(str(wrong), 24)} is not in 0..{info.vocab_size - 1}.", "invalid_token_id")
     return tuple(ids)
@@ -96,7 +100,7 @@ def _choice(
     return Choice(
         index,
         Request(f"{reply_id}-{index}", prompt, params),
-        Detokenizer(service.tokenizer.decode),
+        Detokenizer(service.tokenizer),
         StopStrings(body.stop),
         frozenset(info.eos_token_ids),
         lambda: ChoiceRecord(recorder, len(prompt)),

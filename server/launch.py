@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import socket
 import sys
@@ -37,7 +38,8 @@ def check_address(host: str, port: int) -> None:
 
 def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
     """The API keys, refused when one is empty: an unset variable must not open or close the server by accident."""
-    if any(not key.strip() for key in keys):
+    # the command line reads an empty variable as none at all
+    if any(not key.strip() for key in keys) or (not keys and "REDRAFT_API_KEY" in os.environ):
         raise RedraftError("an --api-key is empty; give a key, or leave the option and REDRAFT_API_KEY out")
     return tuple(keys)
 

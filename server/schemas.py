@@ -161,7 +161,7 @@ class CompletionRequest(GenerationRequest):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "example": {"model": "smollm2-135m-instruct", "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
+            "example": {"model": "smollm2-135m", "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
         }
     )
 
@@ -190,7 +190,7 @@ class ChatRequest(GenerationRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "model": "smollm2-135m-instruct",
+                "model": "smollm2-135m",
                 "messages": [{"role": "user", "content": "Why is the sky blue?"}],
                 "max_completion_tokens": 64,
                 "stream": True,

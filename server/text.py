@@ -20,6 +20,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
+        self._special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.chat_template = chat_template
         """None when the checkpoint has none."""
 
@@ -41,6 +42,10 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def skips(self, token: int) -> bool:
+        """Whether ``decode`` leaves ``token`` out: a special one, or a row of the embedding that no token has."""
+        return token in self._special or self._tokenizer.id_to_token(token) is None
 
 
 def _chat_template(folder: Path) -> ChatTemplate | None:

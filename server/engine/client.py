@@ -1,6 +1,6 @@
 """The seam between server and engine: submit, cancel (by closing the iterator) and stats.
 
-The server holds an ``EngineClient`` and nothing else of the engine.  ``RemoteEngine`` (process.py) is the real one;
+The server holds an ``EngineClient`` and nothing else of the engine.  ``RemoteEngine`` (remote.py) is the real one;
 tests use a fake that yields canned tokens.
 """
 

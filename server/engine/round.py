@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from redraft.drafts.base import Drafter, DraftState
-from redraft.kernels.attention_cpu import LANES, FusedAttention
 from redraft.kernels.accept import Committed, accept
+from redraft.kernels.attention_cpu import LANES, FusedAttention
 from redraft.kernels.compact_kv import compact_kv
 from redraft.kernels.fused_cpu import load_fused
 from redraft.kernels.pack_tree import pack_tree

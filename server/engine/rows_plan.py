@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redraft.kernels.linear import MIN_ROWS
 
-BUCKETS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+BUCKETS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 384, 512)
 
 
 def row_bucket(rows: int) -> int:

@@ -69,7 +69,7 @@ class _Probe:
         return self._run(self.start, parents, wrong=set(range(len(parents))) - set(wanted))[wanted]
 
     def _run(self, start: int, parents: list[int], wrong: Iterable[int] = (), padding: int = 0) -> torch.Tensor:
-        """Run a tree of tokens behind ``start``; hidden states, logits and KV of its rows, side by side [rows, ...] fp32."""
+        """Hidden states, logits and KV of a tree of tokens behind ``start``, side by side [rows, ...] fp32."""
         paths = _paths(parents)
         depths = [len(path) - 1 for path in paths]
         device, count = self.target.device, len(depths)

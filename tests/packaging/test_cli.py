@@ -95,6 +95,18 @@ def test_wrong_values_are_refused(arguments: list[str]) -> None:
     assert arguments[0] in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--temperature", "nan"], ["--temperature", "inf"], ["--top-p", "nan"], ["--gpu-memory-utilization", "nan"]],
+    ids=" ".join,
+)
+def test_numbers_must_be_finite(arguments: list[str]) -> None:
+    result = runner.invoke(app, ["generate", "Hello", "--target", "/no/such/folder", *arguments])
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+    assert "/no/such/folder" not in result.stderr
+
+
 def test_a_port_in_use_is_refused_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -108,6 +120,16 @@ def test_an_empty_key_is_refused() -> None:
     assert check_keys(["one", "two"]) == ("one", "two")
     with pytest.raises(RedraftError, match="--api-key is empty"):
         check_keys(["one", ""])
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_variable_does_not_open_the_server(value: str) -> None:
+    arguments = ["serve", "--port", "0", "--target", "/no/such/folder"]
+    result = runner.invoke(app, arguments, env={"REDRAFT_API_KEY": value})
+    assert result.exit_code == 2
+    assert result.stderr.startswith("redraft: an --api-key is empty;")
+    given = runner.invoke(app, [*arguments, "--api-key", "secret"], env={"REDRAFT_API_KEY": value})
+    assert "there is no folder" in given.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from redraft.server.chat_template import ChatTemplate
 from redraft.server.engine.types import FinishReason, RedraftError, RoundOutput
@@ -24,6 +25,13 @@ def test_a_target_without_a_template_needs_raw(smollm2: Path) -> None:
         Prompt("Hi").encode(tokenizer)
     tokenizer.chat_template = ChatTemplate("{{ messages[0].content }}", {})
     assert tokenizer.decode(Prompt("Hi").encode(tokenizer)) == "Hi"
+
+
+def test_a_message_that_the_template_refuses_is_one_line() -> None:
+    template = ChatTemplate("{{ raise_exception('no system\\nhere') }}", {})
+    tokenizer = TextTokenizer(Tokenizer(models.BPE()), template)
+    with pytest.raises(RedraftError, match="does not take these messages: no system here"):
+        Prompt("Hi", system="Be brief.").encode(tokenizer)
 
 
 def test_the_figures_count_rounds_tokens_and_time() -> None:

@@ -85,4 +85,4 @@ def test_the_wheel_holds_our_packages_and_nothing_else(repository: Path, tmp_pat
         for path in (tree / folder).rglob(pattern)
     }
     assert expected <= ours
-    assert {Path(name).suffix for name in ours - expected} <= {".safetensors", ".json", ".jsonl"}
+    assert {Path(name).suffix for name in ours - expected} <= {".safetensors", ".json", ".jsonl", ".c", ".h"}

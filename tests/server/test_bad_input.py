@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -110,6 +111,18 @@ PROMPTS = [
 def test_prompts(server):
     for prompt in PROMPTS:
         check(server.http.post("/v1/completions", json={**GOOD, "prompt": prompt}), 400, "prompt")
+    goes_on(server)
+
+
+def test_a_text_with_a_token_that_the_target_lacks(serve, canned):
+    engine = canned.engine("fine")
+    engine.info = replace(canned.info, vocab_size=256)
+    server = serve(engine)
+    for text in ("日", "日" * 80):
+        check(server.http.post("/v1/completions", json={**GOOD, "prompt": text}), 400, "prompt")
+        chat = {**GOOD_CHAT, "messages": [{"role": "user", "content": text}]}
+        error = check(server.http.post("/v1/chat/completions", json=chat), 400, "messages")
+        assert error["code"] == "invalid_token_id"
     goes_on(server)
 
 

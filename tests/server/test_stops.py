@@ -44,7 +44,7 @@ def test_pieces_do_not_matter(text, stops, cuts):
 @settings(deadline=None, max_examples=300)
 @given(text=TEXTS, stops=STOPS)
 def test_tokens_of_half_characters_do_not_matter(tokenizer, text, stops):
-    detokenizer = Detokenizer(tokenizer.decode)
+    detokenizer = Detokenizer(tokenizer)
     pieces = [*map(detokenizer.push, tokenizer.encode(text)), detokenizer.finish()]
     emitted, matched = stream(pieces, stops)
     assert ("".join(emitted), matched) == offline(text, stops)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 
+from redraft.server.engine.types import RedraftError
 from redraft.server.refuse import NEUTRAL
 from redraft.server.schemas import ChatRequest, CompletionRequest
 
@@ -46,6 +48,25 @@ def test_dead(serve, canned):
     server.service.engine.alive = False
     assert probes(server) == [503, 503, 503]
     assert server.http.get("/health").json() == {"status": "dead"}
+
+
+@pytest.mark.parametrize("path", ["output", "raise"])
+def test_dying_during_a_request(serve, canned, path):
+    secret = "TypeError: /home/of/the/operator"
+
+    def die(request):
+        server.service.engine.alive = False
+        if path == "raise":
+            raise RedraftError(secret)
+        return [*canned.rounds("ab", sizes=(1,))[:1], canned.failure(secret)]
+
+    server = serve(canned.scripted(die))
+    with structlog.testing.capture_logs() as logs:
+        reply = server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "engine_failed"
+    assert secret not in reply.text
+    assert [entry["error"] for entry in logs if entry["event"] == "engine failed"] == [secret]
 
 
 def test_version_and_models(serve, canned):

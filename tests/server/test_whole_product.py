@@ -1,0 +1,137 @@
+"""``redraft serve`` as a user starts it, with the embedded target: the printed curl, the official client, metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+LOOP = [{"role": "user", "content": "Repeat this line five times: the quick brown fox jumps over the lazy dog"}]
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    last_line: str
+    seconds: float
+    """From the start of the process to its last line."""
+
+    def metric(self, name: str, **labels: str) -> float:
+        with urllib.request.urlopen(f"{self.url}/metrics") as reply:
+            families = text_string_to_metric_families(reply.read().decode())
+        samples = [s for family in families for s in family.samples if s.name == name]
+        return sum(s.value for s in samples if all(s.labels.get(k) == v for k, v in labels.items()))
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    output = tmp_path_factory.mktemp("serve") / "output"
+    command = [sys.executable, "-c", "from redraft.server.cli import main; main()", "serve", "--port", str(port)]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    start = time.monotonic()
+    with output.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    try:
+        while "curl" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() - start < 120, output.read_text()
+            time.sleep(0.05)
+        last = output.read_text().strip().splitlines()[-1]
+        yield Server(process, f"http://127.0.0.1:{port}", last, time.monotonic() - start)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+    assert "Traceback" not in output.read_text()
+
+
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_last_line_printed_is_a_curl_that_works(server: Server) -> None:
+    words = shlex.split(server.last_line)
+    assert words[0] == "curl"
+    done = subprocess.run([*words, "--silent", "--fail"], capture_output=True, check=True)
+    reply = json.loads(done.stdout)
+    assert reply["choices"][0]["message"]["content"]
+    assert reply["system_fingerprint"].startswith("fp_")
+
+
+def test_a_second_start_is_ready_soon(server: Server) -> None:
+    # the target is converted already; 10 s is what users are promised, on two busy cores too
+    assert server.seconds < 10
+
+
+def test_streamed_and_whole_replies_agree_and_count(server: Server) -> None:
+    before = server.metric("redraft_generation_tokens_total")
+    arguments = {"model": "smollm2-135m", "messages": LOOP, "max_tokens": 60, "temperature": 0.7, "seed": 11}
+    whole = client(server).chat.completions.create(**arguments, extra_body={"include_metrics": True})  # type: ignore[call-overload]
+    stream = client(server).chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    statistics = whole.model_extra["metrics"]["speculative_decoding"]
+    assert statistics["num_spec_steps"] == sum(statistics["acceptance_histogram"])
+    assert statistics["mean_acceptance_length"] > 1
+    assert server.metric("redraft_generation_tokens_total") - before == 2 * whole.usage.completion_tokens
+    rounds = server.metric("redraft_spec_rounds_total", draft="ngram-1", model_name="smollm2-135m")
+    assert rounds == server.metric("redraft_acceptance_length_count")
+    assert server.metric("redraft_acceptance_length_sum") == server.metric("redraft_generation_tokens_total")
+
+
+def test_choices_differ_and_the_same_seed_repeats(server: Server) -> None:
+    def ask() -> list[str]:
+        reply = client(server).completions.create(
+            model="smollm2-135m", prompt="Once upon a time", max_tokens=16, temperature=1.0, seed=5, n=3
+        )
+        return [choice.text for choice in reply.choices]
+
+    texts = ask()
+    assert len(set(texts)) == 3
+    assert ask() == texts
+
+
+def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
+    stream = client(server).chat.completions.create(
+        model="smollm2-135m", messages=LOOP, max_tokens=4000, stream=True, temperature=1.0, seed=1
+    )  # type: ignore[call-overload]
+    next(iter(stream))
+    assert server.metric("redraft_requests_running") == 1
+    stream.close()
+    deadline = time.monotonic() + 5
+    while server.metric("redraft_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert server.metric("redraft_requests_total", finish_reason="cancelled") == 1
+
+
+def test_refusals_leave_the_engine_as_it_was(server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="frequency_penalty"):
+        client(server).completions.create(model="smollm2-135m", prompt="a", frequency_penalty=0.5)
+    with pytest.raises(openai.BadRequestError, match="8192"):
+        client(server).completions.create(model="smollm2-135m", prompt=[5] * 9000)
+    with pytest.raises(openai.NotFoundError):
+        client(server).completions.create(model="gpt-5", prompt="a")
+    reply = client(server).completions.create(model="smollm2-135m", prompt="a", max_tokens=2, temperature=0)
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 2
