@@ -35,7 +35,7 @@ class Attention(Protocol):
     """Attention for one pass; built once, used by every layer."""
 
     def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """``q`` [R, HQ, HD], scaled already, one layer's ``key``, ``value`` [cells, HKV, HD] -> [R, HQ, HD] ``dtype``."""
+        """Scaled ``q`` [R, HQ, HD], one layer's ``key``, ``value`` [cells, HKV, HD] -> [R, HQ, HD] of ``dtype``."""
 
 
 def lane_cells(rows: Rows, page_table: Tensor, lanes: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The engine: admits requests, prefills, runs rounds, reads back what they committed.
 
-It knows token ids, not text.  One thread owns it; ``step`` does one prefill chunk and one round at most, so that callers
-can deliver tokens and take in requests between two rounds.
+It knows token ids, not text.  One thread owns it; ``step`` does one prefill chunk and one round at most, so that
+callers can deliver tokens and take in requests between two rounds.
 """
 
 from __future__ import annotations
