@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -36,10 +37,12 @@ class RemoteEngine:
         self._ready = asyncio.Event()
         self._sock, theirs = socket.socketpair()
         with theirs:
-            # -P: the working directory must not shadow installed packages
+            # -P: the working directory must not shadow installed packages.  weights read at every pass want large
+            # pages (docs/log.md); where glibc has no such tunable, or there is no glibc, this is ignored
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "redraft.server.engine.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
+                env={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ},
             )
         self._sock.sendall(frame(Start(config)))
 
