@@ -1,7 +1,7 @@
 """Tree attention in compiled C (attention_cpu.c): the CPU's path where there is a compiler.
 
 The bits of a row are fixed by the source, in the order of its own path, so nothing here rests on what a library does
-with one row or many; at 2 to 8 rows it takes a third of the time of torch's products (docs/log.md).
+with one row or many; at 2 to 6 rows it takes a fifth to two fifths of the time of torch's products (docs/log.md).
 """
 
 from __future__ import annotations
