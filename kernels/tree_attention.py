@@ -9,8 +9,8 @@ spine (index == depth for all its ancestors) therefore finds every key in the ce
 branches need their path gathered.
 
 ``TwinAttention`` is the reference: fixed shapes, no host reads, any device.  ``CpuAttention`` does the same by request,
-without copying the context, and reads the rows' spans from memory, which on a CPU costs nothing; it serves CPUs without a
-C compiler, ``attention_cpu.py`` the others.
+without copying the context, and reads the rows' spans from memory, which on a CPU costs nothing; it serves CPUs without
+a C compiler, ``attention_cpu.py`` the others.
 """
 
 from __future__ import annotations
