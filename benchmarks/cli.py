@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from redraft.server.cli import DEFAULT_TARGET, Device, Draft, Dtype, Nodes, Target
 from redraft.server.engine.types import RedraftError
+from redraft.server.options import DEFAULT_TARGET, Device, Draft, DraftNgram, Dtype, Nodes, Target
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-ENGINE_OPTIONS = ("target", "draft", "max_nodes", "dtype", "device")
+ENGINE_OPTIONS = ("target", "draft", "draft_ngram", "draft_branch", "max_nodes", "dtype", "device")
 SERVER_OPTIONS = ("plain_url", "model", "api_key")
 
 
@@ -39,6 +39,10 @@ def speed(
     repeat: Annotated[int, typer.Option(min=1, help="Passes over all prompts; speeds are medians over passes.")] = 1,
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
+    draft_ngram: DraftNgram = True,
+    draft_branch: Annotated[
+        int, typer.Option(min=1, help="Tokens a trained draft's tree considers at each place; 1 drafts chains.")
+    ] = 8,
     max_nodes: Nodes = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -74,7 +78,7 @@ def speed(
     if url:
         contest = server_contest(url, plain_url, model, api_key)
     else:
-        contest = engine_contest(_config(target, draft, max_nodes, dtype, device))
+        contest = engine_contest(_config(target, draft, draft_ngram, draft_branch, max_nodes, dtype, device))
     try:
         with contest as opened:
             run(opened, files, settings, sinks, ["redraft", *sys.argv[1:]])
@@ -97,8 +101,17 @@ def _on_command_line(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _config(target: str, draft: str | None, max_nodes: int | None, dtype: str, device: str) -> Any:
+def _config(
+    target: str,
+    draft: str | None,
+    draft_ngram: bool,
+    draft_branch: int,
+    max_nodes: int | None,
+    dtype: str,
+    device: str,
+) -> Any:
     from redraft.server.engine.config import EngineConfig
+    from redraft.server.engine.draft_resolve import resolve_draft
     from redraft.server.engine.target.resolve import resolve_target
 
     resolved = resolve_target(target)
@@ -106,7 +119,9 @@ def _config(target: str, draft: str | None, max_nodes: int | None, dtype: str, d
         target=str(resolved.path),
         target_name=resolved.name,
         target_sha=resolved.sha,
-        draft=draft,
+        draft=resolve_draft(draft, resolved),
+        draft_ngram=draft_ngram,
+        draft_branch=draft_branch,
         dtype=dtype,
         device=device,
         max_num_seqs=1,

@@ -28,7 +28,7 @@ def read_prompts(path: Path, limit: int | None = None, *, multi_turn: bool = Fal
     if limit is not None and limit < 1:
         raise RedraftError(f"--limit {limit} leaves no prompt to measure; give 1 or more, or leave it out")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits inside strings, at U+2028
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RedraftError(f'cannot read {path} ({reason}); --prompts takes lines of {{"turns": [...]}}') from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Candidates, DraftState
+from redraft.drafts.base import Bounds, Candidates, DraftState, TokensOnly
 
 
 def _true_tokens(reference: Tensor, state: DraftState, depth: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def _candidates(state: DraftState, token: Tensor, parent: Tensor, score: Tensor)
     return Candidates(token=token, parent=parent.expand(token.shape).contiguous(), score=score)
 
 
-class ChainDrafter:
+class ChainDrafter(TokensOnly):
     """Always right, or, with ``offset`` > 0, always wrong: a chain of the true ids plus ``offset``."""
 
     version = "1"
@@ -38,14 +38,14 @@ class ChainDrafter:
         self.max_nodes = max_nodes
         self._reference, self._vocab_size, self._offset = reference, vocab_size, offset
 
-    def propose(self, state: DraftState, context_bound: int) -> Candidates:
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """A chain of ``max_nodes`` nodes, surer of itself than any honest draft."""
         number = torch.arange(self.max_nodes + 1, device=state.tokens.device)
         token = (_true_tokens(self._reference, state, number) + self._offset) % self._vocab_size
         return _candidates(state, token, (number - 1).clamp_(min=0), torch.ones_like(number))
 
 
-class TwinSiblingDrafter:
+class TwinSiblingDrafter(TokensOnly):
     """Every node of a right chain comes with a sibling of the same token, and every other pair hangs off that sibling.
 
     A walk that takes one sibling must go on below that one; the lowest-numbered match is the one to take.
@@ -59,7 +59,7 @@ class TwinSiblingDrafter:
         self.max_nodes = max_nodes
         self._reference = reference
 
-    def propose(self, state: DraftState, context_bound: int) -> Candidates:
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """Nodes 2d - 1 and 2d are the pair at depth d; the pair below an odd d hangs off the first, else the second."""
         number = torch.arange(self.max_nodes + 1, device=state.tokens.device)
         depth = (number + 1) // 2
@@ -69,7 +69,7 @@ class TwinSiblingDrafter:
         return _candidates(state, _true_tokens(self._reference, state, depth), parent, score)
 
 
-class RandomTreeDrafter:
+class RandomTreeDrafter(TokensOnly):
     """Trees of random shape and random scores, with about every third node true to the reference at its depth."""
 
     name = "random-trees"
@@ -80,7 +80,7 @@ class RandomTreeDrafter:
         self.max_nodes = max_nodes
         self._reference, self._vocab_size, self._seed = reference, vocab_size, seed
 
-    def propose(self, state: DraftState, context_bound: int) -> Candidates:
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """Random by hashing seed, slot, length and node: the same state gives the same tree, without a generator."""
         slots, device = state.tokens.shape[0], state.tokens.device
         number = torch.arange(self.max_nodes + 1, device=device)

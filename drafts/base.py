@@ -12,10 +12,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from redraft.kernels.sample import SamplingTable
+
 
 @dataclass(frozen=True, slots=True)
 class DraftState:
-    """What the engine knows of its slots; row S is the trash slot of padding rows.  Drafters do not write to it."""
+    """What the engine knows of its slots; row S is the trash slot of padding rows.  Drafters write to ``kv`` alone."""
 
     tokens: Tensor
     """[S+1, T] int64, prompt and generated tokens; only the first ``length`` are text."""
@@ -23,6 +25,11 @@ class DraftState:
     """[S+1] int64, committed tokens; the newest, at ``length`` - 1, is the anchor."""
     active: Tensor
     """[S+1] bool; False for free slots and for the trash slot."""
+    page_table: Tensor
+    """[S+1, P] int64 page ids, shared with the target's KV."""
+    kv: Tensor
+    """[D, 2, cells, HKV, HD] the draft's own keys and values, in the target's pages; ``D`` is 0 without."""
+    sampling: SamplingTable
 
     @property
     def anchor(self) -> Tensor:
@@ -49,6 +56,36 @@ class Candidates:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a draft keeps of the text, for the engine to make room for and to fill."""
+
+    taps: tuple[int, ...] = ()
+    """Target layers, from 0, whose outputs the draft reads."""
+    layers: int = 0
+    kv_heads: int = 1
+    head_dim: int = 1
+    reach: int = 0
+    """Cells behind the committed ones that a proposal may write."""
+    weights: int = 0
+    """Parameters of the draft's own."""
+
+
+NO_CONTEXT = Context()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the host knows before a round; it bounds a drafter's work and never changes the answer."""
+
+    context: int
+    """No active slot is longer."""
+    requests: int
+    """No more slots are active."""
+    sampled: bool = True
+    """False where no slot has a temperature above 0."""
+
+
 class Drafter(Protocol):
     """A drafting method, made for one engine (its slots, vocabulary and device)."""
 
@@ -64,9 +101,25 @@ class Drafter(Protocol):
     def max_nodes(self) -> int:
         """W - 1: drafted nodes per slot and round; 0 drafts nothing."""
 
-    def propose(self, state: DraftState, context_bound: int) -> Candidates:
-        """Draft for every active slot.
+    @property
+    def context(self) -> Context:
+        """What it keeps; ``NO_CONTEXT`` for a method that reads only tokens."""
 
-        ``context_bound`` is known on the host and at least every active slot's length: it bounds work and never changes
-        the answer.
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
+        """Draft for every active slot."""
+
+    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
+        """Take in R rows the target has passed over, before it is known which of them will be committed.
+
+        ``taps`` [R, n, H] at ``position`` [R]; what the draft keeps of them goes to ``cell`` [R] of ``kv``.  Not called
+        where ``context`` has no taps.
         """
+
+
+class TokensOnly:
+    """Of drafters that read nothing but tokens."""
+
+    context = NO_CONTEXT
+
+    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
+        """Nothing is kept."""

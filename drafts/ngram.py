@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from redraft.drafts.base import Candidates, DraftState
+from redraft.drafts.base import Bounds, Candidates, DraftState, TokensOnly
 from redraft.kernels.ngram import MAX_NODES, ngram
 
 
-class NgramDrafter:
+class NgramDrafter(TokensOnly):
     """Drafts what followed earlier in the same text (``redraft.kernels.ngram``)."""
 
     name = "ngram"
@@ -25,8 +25,8 @@ class NgramDrafter:
         self.max_nodes = max_nodes
         self._newest = torch.zeros(slots + 1, vocab_size, dtype=torch.int32, device=device)
 
-    def propose(self, state: DraftState, context_bound: int) -> Candidates:
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """A spine of up to 8 tokens first, then siblings of its nodes."""
         tensors = state.tokens, state.length, state.active, self._newest
-        token, parent, score = ngram(*tensors, max_nodes=self.max_nodes, context_bound=context_bound)
+        token, parent, score = ngram(*tensors, max_nodes=self.max_nodes, context_bound=bounds.context)
         return Candidates(token=token, parent=parent, score=score)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from redraft.drafts.base import Candidates, DraftState
+from redraft.drafts.base import Bounds, Candidates, DraftState, TokensOnly
 
 
-class NoDrafter:
+class NoDrafter(TokensOnly):
     """Drafts nothing."""
 
     name = "none"
     version = "1"
     max_nodes = 0
 
-    def propose(self, state: DraftState, context_bound: int) -> Candidates:
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """Only the roots."""
         anchor = state.anchor
         score = torch.where(state.active, 1.0, float("-inf")).unsqueeze(1)

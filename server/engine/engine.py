@@ -15,7 +15,8 @@ from torch import Tensor
 
 from redraft.drafts.base import Drafter
 from redraft.kernels.accept import Committed
-from redraft.server.engine.round import MakeAttention, Plan, forward_rows, prefill_rows, run_round
+from redraft.kernels.attention import MakeAttention
+from redraft.server.engine.round import Plan, forward_rows, prefill_rows, run_round
 from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.scheduler import PrefillChunk, Running, Scheduler
 from redraft.server.engine.state import DeviceState
@@ -98,7 +99,7 @@ class Engine:
     def _prefill(self, chunk: PrefillChunk) -> None:
         padded = row_bucket(chunk.count)
         rows = prefill_rows(self.state, chunk.running.slot, chunk.start, chunk.count, padded)
-        forward_rows(self.state, self.target, rows, chunk.start + padded, self.make_attention)
+        forward_rows(self.state, self.target, self.drafter, rows, chunk.start + padded, self.make_attention)
         chunk.running.prefilled += chunk.count
         if chunk.running.decoding:
             self._activate(chunk.running)
@@ -113,11 +114,12 @@ class Engine:
 
     def _plan(self, decoding: tuple[Running, ...]) -> Plan:
         params = [running.request.params for running in decoding]
-        nodes = self.drafter.max_nodes
+        nodes = min(self.info.max_nodes, self.drafter.max_nodes)
         wanted = len(decoding) * (1 + nodes)
-        unread = len(self.pending) * (1 + nodes)
+        unread = len(self.pending) * self.scheduler.tree_rows
         return Plan(
             rows=row_bucket(max(min(wanted, self.max_rows), len(decoding))),
+            requests=len(decoding),
             context_bound=max(self.known_length[r.request.request_id] for r in decoding) + unread,
             sampled=any(p.temperature > 0 for p in params),
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params),

@@ -9,29 +9,23 @@ from pathlib import Path
 import torch
 
 from redraft.drafts.base import Drafter
-from redraft.drafts.ngram import NgramDrafter
-from redraft.drafts.none import NoDrafter
-from redraft.kernels.ngram import MAX_NODES as MAX_DRAFTED
+from redraft.kernels.attention import cpu_attention, twin_attention
 from redraft.kernels.tree_attention import CHUNK
 from redraft.server.engine.config import PAGE, EngineConfig
+from redraft.server.engine.draft_choice import DraftChoice, choose_draft
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype
-from redraft.server.engine.round import cpu_attention, twin_attention
-from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.scheduler import Scheduler
 from redraft.server.engine.self_check import differences, report
 from redraft.server.engine.sizing import fit
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.target.spec import TargetSpec, read_spec
-from redraft.server.engine.target.weights import load_weights
+from redraft.server.engine.target.spec import read_spec
+from redraft.server.engine.target.weights import head_tensor, load_weights
 from redraft.server.engine.types import EngineInfo, RedraftError
 
 KERNELS = "1"
 """Raised whenever a change to the kernels or their configuration can change a bit of the output."""
-
-MAX_NODES = {"cpu": 5, "cuda": 15}
-"""Drafted nodes per request and round: on the CPU 6 rows cost what 1 does (docs/log.md)."""
 
 MAX_ROWS = {"cpu": 16, "cuda": 128}
 """Rows of a round beyond which drafting gives way to more requests."""
@@ -45,12 +39,13 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     dtype, why_dtype = choose_dtype(config.dtype, device)
     folder = Path(config.target)
     spec = read_spec(folder)
-    drafter, why_draft = (drafter, f"draft: {drafter.name}") if drafter else choose_drafter(config, spec, device)
+    choice = _given(drafter) if drafter else choose_draft(config, spec, device)
     # on a CPU the products of attention run in fp32, and converting cached values would cost more than their memory
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
-    tree_rows = drafter.max_nodes + 1
+    tree_rows = max(choice.candidates + 1, choice.context.reach)
     sizes = fit(
         spec,
+        choice.context,
         weight_itemsize=dtype.itemsize,
         kv_itemsize=kv_dtype.itemsize,
         available=available_bytes(device, config.gpu_memory_utilization),
@@ -60,7 +55,6 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     )
     with torch.inference_mode():
         weights = load_weights(folder, spec, device, dtype)
-        target = Target(spec, weights, sizes.max_model_len + max(tree_rows, row_bucket(config.prefill_chunk)))
         state = DeviceState(
             spec,
             device,
@@ -70,9 +64,12 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
             max_model_len=sizes.max_model_len,
             tree_rows=tree_rows,
             prefill_chunk=config.prefill_chunk,
+            context=choice.context,
         )
+        target = Target(spec, weights, state.positions)
+        drafter = choice.make(weights.embedding, head_tensor(folder, spec, weights), state.positions)
         make_attention = cpu_attention if device.type == "cpu" else twin_attention
-        notes = [why_device, why_dtype, why_draft, f"kernels: {target.ops.name}"]
+        notes = [why_device, why_dtype, choice.why, f"kernels: {target.ops.name}"]
         differing = differences(target, make_attention) if config.self_check else []
         notes.append(report(differing) if config.self_check else "self-check: left out")
     notes.append(
@@ -81,13 +78,13 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     )
     info = EngineInfo(
         target=config.target_name,
-        draft=f"{drafter.name}-{drafter.version}" if drafter.max_nodes else drafter.name,
+        draft=f"{drafter.name}-{drafter.version}" if choice.nodes else drafter.name,
         device=device.type,
         dtype={torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype],
         vocab_size=spec.vocab,
         max_model_len=sizes.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_nodes=drafter.max_nodes,
+        max_nodes=choice.nodes,
         eos_token_ids=spec.eos_token_ids,
         fingerprint=fingerprint(config.target_sha, dtype, device, target.ops.name) + ("-inexact" if differing else ""),
         notes=tuple(notes),
@@ -96,19 +93,10 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     return Engine(info, target, drafter, state, scheduler, make_attention, MAX_ROWS[device.type])
 
 
-def choose_drafter(config: EngineConfig, spec: TargetSpec, device: torch.device) -> tuple[Drafter, str]:
-    """The drafter ``--draft`` names, or the default of this target, with the reason."""
-    nodes = config.max_nodes if config.max_nodes is not None else MAX_NODES[device.type]
-    if config.draft not in (None, "ngram", "none"):
-        raise RedraftError(
-            f"--draft {config.draft}: this version serves 'ngram' and 'none'; trained drafts are not served yet"
-        )
-    if config.draft == "none" or nodes == 0:
-        return NoDrafter(), "draft: none, plain decoding as asked"
-    if not 1 <= nodes <= MAX_DRAFTED:
-        raise RedraftError(f"--max-nodes must lie in 0 ... {MAX_DRAFTED}, not {nodes}")
-    reason = "as asked" if config.draft else "because no trained draft for this target's weights is shipped or known"
-    return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes), f"draft: ngram, {reason}"
+def _given(drafter: Drafter) -> DraftChoice:
+    """A test's own drafter."""
+    nodes = drafter.max_nodes
+    return DraftChoice(f"draft: {drafter.name}", nodes, nodes, lambda *_: drafter, drafter.context)
 
 
 def fingerprint(sha: str, dtype: torch.dtype, device: torch.device, kernels: str) -> str:

@@ -6,27 +6,21 @@ FakeTensorMode, where an op that looks at data fails.  Plain decoding is the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Drafter, DraftState
+from redraft.drafts.base import Bounds, Drafter
 from redraft.kernels.accept import Committed, accept
-from redraft.kernels.attention_cpu import LANES, FusedAttention
+from redraft.kernels.attention import MakeAttention
 from redraft.kernels.compact_kv import compact_kv
-from redraft.kernels.fused_cpu import load_fused
 from redraft.kernels.pack_tree import pack_tree
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.sample import sample
-from redraft.kernels.tree_attention import Attention, CpuAttention, TwinAttention
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
-
-MakeAttention = Callable[[Rows, Tensor, int, int], Attention]
-"""Of rows, page table, bound of positions and head size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +31,8 @@ class Plan:
     """Rows to verify, roots included; the drafts' best nodes fill what the roots leave."""
     context_bound: int
     """No request is longer than this before the round."""
+    requests: int
+    """How many decode, at most."""
     sampled: bool
     """Some request has a temperature above 0."""
     filtered: bool
@@ -47,25 +43,38 @@ def run_round(
     state: DeviceState, target: Target, drafter: Drafter, plan: Plan, make_attention: MakeAttention
 ) -> Committed:
     """Run one round for all active slots; ``state`` is advanced in place."""
-    tree = drafter.propose(DraftState(state.tokens, state.length, state.active), plan.context_bound)
+    tree = drafter.propose(state.draft, Bounds(plan.context_bound, plan.requests, plan.sampled))
     rows = pack_tree(tree.token, tree.parent, tree.score, state.active, state.length, plan.rows)
     root = state.length - 1
-    hidden = forward_rows(state, target, rows, plan.context_bound + tree.token.shape[1], make_attention)
+    hidden = forward_rows(state, target, drafter, rows, plan.context_bound + tree.token.shape[1], make_attention)
     choice = sample(
         target.logits(hidden), rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered
     )
     committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, state.eos)
-    compact_kv(state.kv, state.page_table, root, rows, committed, PAGE)
+    for kv in (state.kv, state.draft_kv):
+        if kv.shape[0]:
+            compact_kv(kv, state.page_table, root, rows, committed, PAGE)
     return committed
 
 
 def forward_rows(
-    state: DeviceState, target: Target, rows: Rows, position_bound: int, make_attention: MakeAttention
+    state: DeviceState,
+    target: Target,
+    drafter: Drafter,
+    rows: Rows,
+    position_bound: int,
+    make_attention: MakeAttention,
 ) -> Tensor:
-    """Run the target over ``rows``, writing their KV behind the committed cells; returns hidden states [R, H]."""
+    """Run the target over ``rows``, writing their KV, and the draft's, behind the committed cells; returns [R, H]."""
     cell = cells(state.page_table, rows.slot, rows.position - rows.depth + rows.index, PAGE)
     attend = make_attention(rows, state.page_table, position_bound, target.spec.head_dim)
-    return target.forward(rows.token, rows.position, cell, state.kv, attend)
+    layers = drafter.context.taps
+    if not layers:
+        return target.forward(rows.token, rows.position, cell, state.kv, attend)
+    taps = torch.empty(cell.shape[0], len(layers), target.spec.hidden, dtype=target.dtype, device=target.device)
+    hidden = target.forward(rows.token, rows.position, cell, state.kv, attend, taps, layers)
+    drafter.absorb(taps, rows.position, cell, state.draft_kv)
+    return hidden
 
 
 def prefill_rows(state: DeviceState, slot: int, start: int, count: int, padded: int) -> Rows:
@@ -89,16 +98,3 @@ def prefill_rows(state: DeviceState, slot: int, start: int, count: int, padded: 
         first_row=torch.zeros_like(span, dtype=torch.int64),
         row_count=span * count,
     )
-
-
-def twin_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
-    """The reference: fixed shapes, any device."""
-    return TwinAttention(rows, page_table, position_bound)
-
-
-def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
-    """The CPU's: compiled where that is possible, else torch's products over the spans of requests."""
-    library = load_fused()
-    if library is None or head_dim % LANES:
-        return CpuAttention(rows, page_table)
-    return FusedAttention(library, rows, page_table, position_bound)

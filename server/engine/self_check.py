@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import torch
 
+from redraft.kernels.attention import MakeAttention
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK
-from redraft.server.engine.round import MakeAttention
 from redraft.server.engine.target.decoder import Target
 
 STEPS = 6

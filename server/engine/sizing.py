@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from redraft.drafts.base import Context
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.types import RedraftError
@@ -23,6 +24,7 @@ class Sizes:
 
 def fit(
     spec: TargetSpec,
+    context: Context,
     *,
     weight_itemsize: int,
     kv_itemsize: int,
@@ -31,16 +33,18 @@ def fit(
     max_num_seqs: int,
     tree_rows: int,
 ) -> Sizes:
-    """Divide ``available`` bytes; raises ``RedraftError`` with the sum if the target does not fit.
+    """Divide ``available`` bytes between weights, the draft's (``context``) among them, and KV.
 
-    Every slot gets room for a request of full length if memory holds it; otherwise fewer pages are made and requests
-    wait for them.  A ``max_model_len`` that was asked for is never shortened.
+    Raises ``RedraftError`` with the sum if the target does not fit.  Every slot gets room for a request of full length
+    if memory holds it; otherwise fewer pages are made and requests wait for them.  A ``max_model_len`` that was asked
+    for is never shortened.
     """
     if max_model_len is not None and max_model_len > spec.context:
         raise RedraftError(f"--max-model-len {max_model_len} is beyond the target's context of {spec.context} tokens")
     # a tied embedding is kept twice on a CPU (looked up and laid out for the product), so count both everywhere
-    weights = (spec.parameters + (spec.vocab * spec.hidden if spec.tied else 0)) * weight_itemsize
-    page = spec.kv_bytes(kv_itemsize) * PAGE
+    weights = (spec.parameters + (spec.vocab * spec.hidden if spec.tied else 0) + context.weights) * weight_itemsize
+    draft_kv = 2 * context.layers * context.kv_heads * context.head_dim * kv_itemsize
+    page = (spec.kv_bytes(kv_itemsize) + draft_kv) * PAGE
     left = available - weights - WORKSPACE
     affordable = left // page - 1
     per_request = _pages((max_model_len or spec.context) + tree_rows)

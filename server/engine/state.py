@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redraft.drafts.base import NO_CONTEXT, Context, DraftState
 from redraft.kernels.sample import SamplingTable
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.rows_plan import row_bucket
@@ -31,6 +32,7 @@ class DeviceState:
         max_model_len: int,
         tree_rows: int,
         prefill_chunk: int,
+        context: Context = NO_CONTEXT,
     ) -> None:
         self.slots = slots
         self.device = device
@@ -38,7 +40,9 @@ class DeviceState:
         def table(dtype: torch.dtype, *width: int) -> Tensor:
             return torch.zeros(slots + 1, *width, dtype=dtype, device=device)
 
-        self.tokens = table(torch.int64, max_model_len + max(tree_rows, row_bucket(prefill_chunk)))
+        self.positions = max_model_len + max(tree_rows, row_bucket(prefill_chunk))
+        """Bound of any row's position."""
+        self.tokens = table(torch.int64, self.positions)
         """[S+1, T] prompt and committed tokens, with room for a whole chunk or tree behind the longest request."""
         self.length = table(torch.int64)
         """[S+1] committed tokens, the anchor included."""
@@ -58,6 +62,14 @@ class DeviceState:
         self.kv = _zeros(shape, kv_dtype, device)
         """[L, 2, cells, HKV, HD]; zero wherever no running request wrote: a masked lane weighs 0, but 0 times a stale
         NaN would be NaN."""
+        draft_shape = (context.layers, 2, shape[2], context.kv_heads, context.head_dim)
+        self.draft_kv = _zeros(draft_shape, kv_dtype, device)
+        """[D, 2, cells, HKV, HD] of the draft, in the same cells and as clean."""
+
+    @property
+    def draft(self) -> DraftState:
+        """What a drafter gets to see."""
+        return DraftState(self.tokens, self.length, self.active, self.page_table, self.draft_kv, self.sampling)
 
     def admit(self, running: Running, limit: int) -> None:
         """Write a request's prompt, parameters and pages into its slot; it stays inactive until it is prefilled."""
@@ -81,7 +93,8 @@ class DeviceState:
         self.active[running.slot] = False
         self.page_table[running.slot] = 0
         for page in running.pages[: -(-written // PAGE)]:
-            self.kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
+            for kv in (self.kv, self.draft_kv):
+                kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from redraft.benchmarks.local import decode
+from redraft.drafts.base import Bounds
 from redraft.drafts.none import NoDrafter
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
@@ -50,11 +51,11 @@ def test_an_interrupted_request_is_given_up(engine: Engine) -> None:
     class Interrupted(NoDrafter):
         rounds = 0
 
-        def propose(self, state: Any, context_bound: int) -> Any:
+        def propose(self, state: Any, bounds: Bounds) -> Any:
             self.rounds += 1
             if self.rounds == 3:
                 raise KeyboardInterrupt
-            return super().propose(state, context_bound)
+            return super().propose(state, bounds)
 
     with pytest.raises(KeyboardInterrupt):
         decode(engine, Interrupted(), [[1, 2, 3]], PARAMS)

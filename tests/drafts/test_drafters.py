@@ -5,13 +5,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSiblingDrafter
-from redraft.drafts.base import Candidates, Drafter, DraftState
+from redraft.drafts.base import Bounds, Candidates, Drafter, DraftState
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels.sample import SamplingTable
 
 VOCAB = 11
 TEXTS = [[1, 2, 3, 4, 1, 2, 3, 4, 1, 2], [7], [5, 6, 5, 6], []]
 """Slot 2 is not active; slot 3 is the trash slot."""
+
+BOUNDS = Bounds(context=20, requests=2)
 
 
 def reference() -> torch.Tensor:
@@ -25,7 +28,14 @@ def reference() -> torch.Tensor:
 
 def make_state() -> DraftState:
     length = torch.tensor([len(text) for text in TEXTS])
-    return DraftState(tokens=reference()[:, :20].contiguous(), length=length, active=torch.arange(4) < 2)
+    return DraftState(
+        tokens=reference()[:, :20].contiguous(),
+        length=length,
+        active=torch.arange(4) < 2,
+        page_table=torch.zeros(4, 1, dtype=torch.int64),
+        kv=torch.zeros(0, 2, 128, 1, 1),
+        sampling=SamplingTable.greedy(3, "cpu"),
+    )
 
 
 def make(kind: str, max_nodes: int) -> Drafter:
@@ -52,7 +62,7 @@ KINDS = ["none", "ngram", "right", "wrong", "twins", "random"]
 def test_protocol(kind: str, max_nodes: int) -> None:
     drafter, state = make(kind, max_nodes), make_state()
     before = [tensor.clone() for tensor in (state.tokens, state.length, state.active)]
-    drafted = drafter.propose(state, 20)
+    drafted = drafter.propose(state, BOUNDS)
     width = drafter.max_nodes + 1
     for tensor, dtype in ((drafted.token, torch.int64), (drafted.parent, torch.int64), (drafted.score, torch.float32)):
         assert tensor.shape == (4, width)
@@ -75,7 +85,7 @@ def test_protocol(kind: str, max_nodes: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_are_fixed(kind: str) -> None:
     with FakeTensorMode():
-        drafted = make(kind, 5).propose(make_state(), 20)
+        drafted = make(kind, 5).propose(make_state(), BOUNDS)
     assert drafted.token.shape == drafted.parent.shape == drafted.score.shape
 
 
@@ -98,23 +108,23 @@ def walk(drafted: Candidates, slot: int, text: list[int]) -> int:
 
 @pytest.mark.parametrize(("kind", "accepted"), [("right", 6), ("wrong", 0), ("none", 0), ("twins", 2)])
 def test_acceptance(kind: str, accepted: int) -> None:
-    drafted = make(kind, 6).propose(make_state(), 20)
+    drafted = make(kind, 6).propose(make_state(), BOUNDS)
     for slot in range(2):
         start = len(TEXTS[slot])
         assert walk(drafted, slot, reference()[slot, start : start + 8].tolist()) == accepted
 
 
 def test_twins_come_in_pairs() -> None:
-    drafted = make("twins", 6).propose(make_state(), 20)
+    drafted = make("twins", 6).propose(make_state(), BOUNDS)
     assert drafted.parent[0].tolist() == [0, 0, 0, 1, 1, 4, 4]
     assert torch.equal(drafted.token[:, 1::2], drafted.token[:, 2::2])
 
 
 def test_random_trees_vary_and_repeat() -> None:
     state = make_state()
-    drafted = make("random", 40).propose(state, 20)
-    again = make("random", 40).propose(state, 20)
-    other = RandomTreeDrafter(reference(), VOCAB, 40, seed=4).propose(state, 20)
+    drafted = make("random", 40).propose(state, BOUNDS)
+    again = make("random", 40).propose(state, BOUNDS)
+    other = RandomTreeDrafter(reference(), VOCAB, 40, seed=4).propose(state, BOUNDS)
     assert torch.equal(drafted.token, again.token)
     assert torch.equal(drafted.parent, again.parent)
     assert not torch.equal(drafted.parent, other.parent)
@@ -125,7 +135,7 @@ def test_random_trees_vary_and_repeat() -> None:
 
 
 def test_ngram_follows_the_loop() -> None:
-    drafted = make("ngram", 6).propose(make_state(), 20)
+    drafted = make("ngram", 6).propose(make_state(), BOUNDS)
     assert drafted.token[0].tolist() == [2, 3, 4, 1, 2, 3, 4]
     assert drafted.parent[0].tolist() == [0, 0, 1, 2, 3, 4, 5]
     assert (drafted.score[1, 1:] == -torch.inf).all(), "one token has no earlier place to look at"

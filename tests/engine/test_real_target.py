@@ -105,8 +105,9 @@ def test_the_cache_has_the_bytes_of_prefill(engine: Engine, prompts: list[list[i
 def test_logits_equal_transformers_in_fp32(smollm2: Path, prompts: list[list[int]]) -> None:
     from transformers import AutoModelForCausalLM
 
+    from redraft.kernels.attention import cpu_attention
     from redraft.kernels.rows import cells
-    from redraft.server.engine.round import cpu_attention, prefill_rows
+    from redraft.server.engine.round import prefill_rows
 
     config = EngineConfig(str(smollm2), "x", "0", draft="none", dtype="fp32", device="cpu", max_model_len=512)
     engine = build_engine(config)

@@ -14,14 +14,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from redraft.drafts.base import Drafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels.attention import cpu_attention, twin_attention
 from redraft.kernels.linear import Linear
-from redraft.server.engine.round import Plan, cpu_attention, run_round, twin_attention
+from redraft.server.engine.round import Plan, run_round
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.weights import Layer, Weights, load_weights
 
-PLAN = Plan(rows=8, context_bound=200, sampled=True, filtered=True)
+PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=True, filtered=True)
 
 
 def fake_parts(folder: Path, nodes: int) -> tuple[DeviceState, Target, Drafter]:
@@ -59,7 +60,7 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocked weights and compiled C exist for real tensors only; the round's structure is the same without them."""
     monkeypatch.setattr("redraft.kernels.linear.prepacks", lambda device, dtype: False)
     monkeypatch.setattr("redraft.kernels.layer_ops.load_fused", lambda: None)
-    monkeypatch.setattr("redraft.server.engine.round.load_fused", lambda: None)
+    monkeypatch.setattr("redraft.kernels.attention.load_fused", lambda: None)
 
 
 @pytest.mark.parametrize("nodes", [0, 7])

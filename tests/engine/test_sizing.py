@@ -2,6 +2,7 @@
 
 import pytest
 
+from redraft.drafts.base import NO_CONTEXT
 from redraft.server.engine.sizing import GIB, Sizes, fit
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.types import RedraftError
@@ -27,6 +28,7 @@ SPEC = TargetSpec(
 def sizes(available: float, max_model_len: int | None = None) -> Sizes:
     return fit(
         SPEC,
+        NO_CONTEXT,
         weight_itemsize=2,
         kv_itemsize=2,
         available=int(available * GIB),

@@ -86,6 +86,14 @@ def load_weights(folder: Path, spec: TargetSpec, device: torch.device, dtype: to
     )
 
 
+def head_tensor(folder: Path, spec: TargetSpec, weights: Weights) -> Tensor:
+    """[V, H] the head as it is stored, for a draft that shares it; a tied one takes no memory of its own."""
+    checkpoint = Checkpoint(folder)
+    if spec.tied or "lm_head.weight" not in checkpoint:
+        return weights.embedding
+    return checkpoint["lm_head.weight"].to(weights.embedding.device, weights.embedding.dtype)
+
+
 def _layer(read: Read, checkpoint: Checkpoint, spec: TargetSpec, number: int) -> Layer:
     prefix = f"model.layers.{number}."
 

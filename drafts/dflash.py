@@ -1,0 +1,186 @@
+"""The DFlash drafter (arXiv 2602.06036): one pass over a block of masks drafts all its tokens at once.
+
+Its context are the target's own states: after every pass of the target, ``absorb`` turns the tapped outputs into the
+keys and values of all draft layers, in the cells of the very tokens, where acceptance moves them along with the
+target's.  A block is the anchor and masks; row k predicts the token k places behind the anchor, seeing all text before
+the anchor and its own block (up to itself, where the draft is causal).  From the rows' marginals grows the tree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from redraft.drafts.base import Bounds, Candidates, Context, DraftState
+from redraft.drafts.checkpoint import Checkpoint
+from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.dflash_weights import DraftLayer, pack
+from redraft.kernels.attention import block_attention
+from redraft.kernels.block_tree import block_tree
+from redraft.kernels.layer_ops import LayerOps, layer_ops
+from redraft.kernels.noise import gumbel
+from redraft.kernels.rope import rope_table
+from redraft.kernels.rows import Rows, cells
+from redraft.kernels.tree_attention import CHUNK, Attention
+
+BRANCH = 8
+"""Tokens kept of every row, of which the tree is made."""
+NOISED = 32
+"""Of these likeliest tokens of a row the keyed noise is computed at T > 0."""
+
+
+class DFlashDrafter:
+    """Serves one draft to one engine."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        embedding: Tensor,
+        head: Tensor,
+        positions: int,
+        max_nodes: int,
+        name: str = "dflash",
+        branch: int = BRANCH,
+    ) -> None:
+        """``embedding``, ``head`` [V, H] are the target's, on the device and in the dtype to work in.
+
+        ``positions`` bounds those of any row; ``branch`` tokens of every row make the tree, 1 for a chain.  Raises
+        ``DraftError`` if the draft is not one for this target.
+        """
+        self.config = config = checkpoint.config
+        if embedding.shape != (config.vocab, config.hidden):
+            raise DraftError(
+                f"{name} is a draft for a target with {config.vocab} tokens and hidden size {config.hidden}, "
+                f"this one has {embedding.shape[0]} and {embedding.shape[1]}"
+            )
+        self.name, self.version, self.max_nodes, self.branch = name, checkpoint.version, max_nodes, branch
+        self.device = device = embedding.device
+        self.weights = pack(checkpoint, head, device, embedding.dtype)
+        self.embedding = embedding
+        self.temperature = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=device)
+        half = torch.arange(config.head_dim // 2, dtype=torch.float64, device=device)
+        cos, sin = rope_table(config.rope_theta ** (-2 * half / config.head_dim), positions)
+
+        def ops(heads: int) -> LayerOps:
+            width = max(2 * config.intermediate, config.query_width + 2 * config.kv_width, config.hidden)
+            sizes = {"heads": heads, "kv_heads": config.kv_heads, "width": width}
+            return layer_ops(cos, sin, eps=config.norm_eps, dtype=embedding.dtype, **sizes)
+
+        self.block_ops, self.context_ops = ops(config.heads), ops(0)
+
+    @property
+    def context(self) -> Context:
+        config = self.config
+        return Context(
+            taps=config.taps,
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            reach=config.block_size,
+        )
+
+    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
+        """Write the context's keys and values of all layers (§3, KV injection)."""
+        weights, ops, config = self.weights, self.context_ops, self.config
+        context = ops.norm(weights.fuse(taps.flatten(1)), weights.hidden_norm)
+        made = weights.context_kv(context).view(-1, config.layers, 2 * config.kv_width)
+        ops.turn(position, cell)
+        for number, layer in enumerate(weights.layers):
+            ops.rope_and_cache(made[:, number], layer.qk_norm[config.heads :], kv[number])
+
+    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
+        """The best ``max_nodes`` prefixes of every slot's block."""
+        # active slots first: ``bounds.requests`` blocks hold them all, the others go to the trash slot
+        slot = (~state.active).to(torch.int8).argsort(stable=True)[: bounds.requests]
+        slot = torch.where(state.active[slot], slot, state.active.shape[0] - 1)
+        anchor = state.anchor[slot].squeeze(1)
+        root = (state.length[slot] - 1).clamp_min(0) * state.active[slot]
+        logits = self._block(state, slot, anchor, root, bounds.context)
+        token, log_probability = self._marginals(state, slot, root, logits, bounds.sampled)
+        token, parent, score = block_tree(anchor, token, log_probability, self.max_nodes)
+        return _spread(state, slot, token, parent, score)
+
+    def _block(self, state: DraftState, slot: Tensor, anchor: Tensor, root: Tensor, context_bound: int) -> Tensor:
+        """Logits [N, B - 1, V'] of the blocks behind ``anchor`` [N] at ``root`` [N]."""
+        config, weights, ops = self.config, self.weights, self.block_ops
+        size = config.block_size
+        row = torch.arange(size, device=self.device)
+        token = torch.where(row == 0, anchor.unsqueeze(1), config.mask_token_id)
+        rows = _block_rows(token, slot, root, row, config.causal, state.active.shape[0])
+        position = (root.unsqueeze(1) + row).flatten()
+        cell = cells(state.page_table, rows.slot, position, CHUNK)
+        attend = block_attention(rows, state.page_table, context_bound + size, config.head_dim)
+        hidden = functional.embedding(rows.token, self.embedding)
+        ops.turn(position, cell)
+        for number, layer in enumerate(weights.layers):
+            hidden = self._layer(layer, hidden, state.kv[number], attend)
+        predicting = hidden.view(-1, size, config.hidden)[:, 1:].flatten(0, 1)
+        return weights.head(ops.norm(predicting, weights.norm)).view(-1, config.drafted, weights.head.out_features)
+
+    def _layer(self, layer: DraftLayer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
+        ops = self.block_ops
+        q = ops.rope_and_cache(layer.qkv(ops.norm(hidden, layer.input_norm)), layer.qk_norm, kv)
+        out = attend(q, kv[0], kv[1], hidden.dtype).reshape(-1, self.config.query_width)
+        hidden = layer.output(out, hidden)
+        return layer.down(ops.swiglu(layer.gate_up(ops.norm(hidden, layer.post_norm))), hidden)
+
+    def _marginals(
+        self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The ``branch`` best tokens of every row and their log-probabilities, [N, B - 1, branch] each.
+
+        The target takes argmax(z + T g) with the keyed noise g.  Leaning the same way, the draft's belief that it takes
+        v is softmax((z + T g) / c) with c fitted per depth; at T = 0 that is the plain softmax.
+        """
+        logits = logits.float() / self.temperature[:, None]
+        vocab = logits.shape[-1]
+        if not sampled:
+            z, row = logits.topk(min(self.branch, vocab), -1)
+            return self._ids(row), z - logits.logsumexp(-1, keepdim=True)
+        z, row = logits.topk(min(NOISED, vocab), -1)
+        token, drafted = self._ids(row), logits.shape[1]
+        produced = (root.unsqueeze(1) + torch.arange(1, drafted + 1, device=self.device)).flatten()
+        seed = state.sampling.seed[slot].repeat_interleave(drafted)
+        noise = gumbel(seed, produced, token.flatten(0, 1)).view_as(z) / self.temperature[:, None]
+        hot = state.sampling.temperature[slot][:, None, None]
+        belief = torch.where(hot > 0, (z + hot * noise).log_softmax(-1), z - logits.logsumexp(-1, keepdim=True))
+        best, place = belief.topk(min(self.branch, vocab), -1)
+        return token.gather(-1, place), best
+
+    def _ids(self, row: Tensor) -> Tensor:
+        """Rows of the head as the target's token ids."""
+        return row if self.weights.vocabulary is None else self.weights.vocabulary[row]
+
+
+def _block_rows(token: Tensor, slot: Tensor, root: Tensor, row: Tensor, causal: bool, slots: int) -> Rows:
+    """Blocks as a pass's rows: what a row sees follows from ``position``, ``depth`` and ``path``.
+
+    A causal block is a chain.  Else every row is given the last row's place, and so sees them all.
+    """
+    blocks, size = token.shape
+    depth = (row if causal else torch.full_like(row, size - 1)).expand(blocks, size)
+    path = torch.where(row <= depth.unsqueeze(-1), row, -1)
+    first = torch.zeros(slots, dtype=torch.int64, device=token.device)
+    return Rows(
+        token=token.flatten(),
+        slot=slot.repeat_interleave(size),
+        position=(root.unsqueeze(1) + depth).flatten(),
+        depth=depth.flatten(),
+        parent=first[:0],  # nobody walks a block
+        index=row.repeat(blocks),
+        path=path.flatten(0, 1),
+        first_row=first,
+        row_count=first,
+    )
+
+
+def _spread(state: DraftState, slot: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Candidates:
+    """Trees [N, W] to their slots; the others have none."""
+    slots, width = state.active.shape[0], token.shape[1]
+    absent = float("-inf")
+    # the trash slot may be written by several and is cleared afterwards
+    tokens = state.anchor.expand(slots, width).index_copy(0, slot, token)
+    parents = parent.new_zeros(slots, width).index_copy(0, slot, parent)
+    scores = score.new_full((slots, width), absent).index_copy(0, slot, score)
+    return Candidates(tokens, parents, scores.masked_fill(~state.active.unsqueeze(1), absent))

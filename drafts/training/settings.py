@@ -1,0 +1,95 @@
+"""What a training run was asked for.  Everything that changes its numbers is here and is kept with its saves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.training.data import Text
+from redraft.drafts.training.optimise import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class SftSettings:
+    """Supervised training of a DFlash draft; the defaults are what the shipped draft was trained with."""
+
+    layers: int = 2
+    block_size: int = 6
+    taps: tuple[int, ...] = ()
+    """Empty: ``tap_count`` layers by the published rule."""
+    tap_count: int = 3
+    causal: bool = False
+    vocab: int = 8192
+    """Tokens the draft can propose; 0 keeps the target's whole vocabulary."""
+    mask_token_id: int = 16
+    copied: tuple[int, ...] = ()
+    """Target layers to start from; empty: the last ones."""
+    output_scale: float = 0.1
+    steps: int = 1000
+    batch: int = 16
+    """Texts a step."""
+    micro_batch: int = 1
+    """Texts a pass; on a GPU more, on a CPU one text fills the machine."""
+    anchors: int = 96
+    """Most anchors drawn from a text."""
+    max_length: int = 1024
+    optimiser: str = "muon"
+    rate: float = 3e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: int = 20
+    decay_share: float = 0.2
+    """Share of the steps in which the rate falls at the end."""
+    weights: str = "dpace"
+    """``dpace``, ``decay`` or ``uniform`` along the block."""
+    gamma: float = 3.0
+    alpha: float = 0.5
+    soft: float = 0.5
+    """Share of the KL to the target's distribution, the rest being hard labels."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ``DraftError`` for what cannot be trained."""
+        choices = [("optimiser", self.optimiser, ("muon", "adamw")), ("weights", self.weights, WEIGHTS)]
+        for name, value, allowed in choices:
+            if value not in allowed:
+                raise DraftError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        least = {"layers": 1, "block_size": 2, "steps": 1, "batch": 1, "micro_batch": 1, "anchors": 1, "tap_count": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise DraftError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        if not 0 <= self.soft <= 1 or not 0 <= self.alpha <= 1 or not 0 <= self.decay_share <= 1:
+            raise DraftError("soft, alpha and decay_share must lie in 0 ... 1")
+        if self.rate <= 0 or self.gamma <= 0 or self.clip <= 0:
+            raise DraftError("rate, gamma and clip must be above 0")
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of the learning rate; ``steps`` may be changed between two runs, which moves its end."""
+        return Schedule(self.steps, min(self.warmup, self.steps), round(self.steps * self.decay_share))
+
+    def facts(self, texts: Sequence[Text], identity: str) -> dict[str, Any]:
+        """What must be the same for a run to go on from a save."""
+        kept = {name: value for name, value in asdict(self).items() if name != "steps"}
+        digest = hashlib.sha256(repr([(t.tokens, t.prompt) for t in texts]).encode()).hexdigest()[:16]
+        return {"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}} | {
+            "texts": digest,
+            "target": identity,
+        }
+
+
+WEIGHTS = ("dpace", "decay", "uniform")
+
+
+def require_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse to resume a run that was another run; ``DraftError`` names what differs."""
+    differing = [name for name in ("texts", "target") if saved.get(name) != now[name]]
+    before = saved.get("settings", {})
+    differing += [name for name, value in now["settings"].items() if before.get(name) != value]
+    if differing:
+        raise DraftError(
+            f"{where} belongs to a run with other {', '.join(differing)}; give the same ones, or another --out"
+        )

@@ -1,0 +1,39 @@
+"""What training needs of a target; ``server/engine/target/teacher.py`` is the one there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """What a target computed of one text of S tokens."""
+
+    taps: Tensor
+    """[S, n * H] outputs of the tapped layers, side by side."""
+    final: Tensor
+    """[S, H] states after the last norm: times the head, the logits of the next token."""
+
+
+class Teacher(Protocol):
+    """A frozen target."""
+
+    identity: str
+    """Hash of its weights."""
+    embedding: Tensor
+    """[V, H]"""
+    head: Tensor
+    """[V, H]"""
+
+    def states(self, tokens: Sequence[int], taps: tuple[int, ...]) -> States:
+        """Read ``tokens`` once; ``taps`` are layers from 0."""
+
+    def weight(self, name: str) -> Tensor:
+        """A tensor of the target's checkpoint by its Hugging Face name."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a tensor."""

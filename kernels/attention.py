@@ -1,0 +1,35 @@
+"""Which attention serves a device, behind one signature: of rows, page table, bound of positions and head size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from redraft.kernels.attention_cpu import LANES, FusedAttention
+from redraft.kernels.fused_cpu import load_fused
+from redraft.kernels.rows import Rows
+from redraft.kernels.tree_attention import Attention, CpuAttention, TwinAttention
+
+MakeAttention = Callable[[Rows, Tensor, int, int], Attention]
+
+
+def twin_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
+    """The reference: fixed shapes, any device."""
+    return TwinAttention(rows, page_table, position_bound)
+
+
+def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
+    """The CPU's: compiled where that is possible, else torch's products over the spans of requests."""
+    library = load_fused()
+    if library is None or head_dim % LANES:
+        return CpuAttention(rows, page_table)
+    return FusedAttention(library, rows, page_table, position_bound)
+
+
+def block_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
+    """For rows that may see rows behind them, as a draft's block does: the twin where nothing is compiled."""
+    library = load_fused() if rows.token.device.type == "cpu" else None
+    if library is None or head_dim % LANES:
+        return TwinAttention(rows, page_table, position_bound)
+    return FusedAttention(library, rows, page_table, position_bound)

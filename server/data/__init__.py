@@ -1,0 +1,1 @@
+"""``redraft data``: prompts and responses to train drafts on."""

@@ -1,0 +1,118 @@
+"""Which draft serves a target: ``--draft``, else the shipped one made for its weights, else n-gram lookup.
+
+What is decided here needs no weights of the target; ``make`` builds the drafter once they are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redraft.drafts.base import NO_CONTEXT, Context, Drafter
+from redraft.drafts.checkpoint import Checkpoint, read_draft
+from redraft.drafts.dflash import DFlashDrafter
+from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.merged import MergedDrafter
+from redraft.drafts.ngram import NgramDrafter
+from redraft.drafts.none import NoDrafter
+from redraft.drafts.shipped import shipped_for
+from redraft.kernels.ngram import MAX_NODES as MAX_DRAFTED
+from redraft.server.engine.config import EngineConfig
+from redraft.server.engine.target.spec import TargetSpec
+from redraft.server.engine.types import RedraftError
+
+MAX_NODES = {"cpu": 5, "cuda": 15}
+"""Drafted nodes per request and round: on the CPU 6 rows cost what 1 does (docs/log.md)."""
+TRAIN = "'redraft train sft --help' says how to train one"
+
+Make = Callable[[Tensor, Tensor, int], Drafter]
+"""Of the target's embedding and head [V, H] and the bound of positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """A draft that was found and fits, before there are weights to run it with."""
+
+    why: str
+    """A line for the operator."""
+    nodes: int
+    """Rows a request gets in a round, the root not counted, when there is room for all."""
+    candidates: int
+    """Nodes proposed, of which these are the best."""
+    make: Make
+    context: Context = NO_CONTEXT
+
+
+def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -> DraftChoice:
+    """The draft ``config`` names, or the default of this target; ``RedraftError`` says why one cannot serve."""
+    nodes = config.max_nodes if config.max_nodes is not None else MAX_NODES[device.type]
+    if config.draft == "none" or nodes == 0:
+        return DraftChoice("draft: none, plain decoding as asked", 0, 0, lambda *_: NoDrafter())
+    if not 1 <= nodes <= MAX_DRAFTED // 2:
+        raise RedraftError(f"--max-nodes must lie in 0 ... {MAX_DRAFTED // 2}, not {nodes}")
+
+    def ngram() -> NgramDrafter:
+        return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes)
+
+    if config.draft == "ngram":
+        return DraftChoice("draft: ngram, as asked", nodes, nodes, lambda *_: ngram())
+    folder = Path(config.draft) if config.draft else shipped_for(config.target_sha)
+    if folder is None:
+        reason = f"because no trained draft for this target's weights is shipped or known; {TRAIN}"
+        return DraftChoice(f"draft: ngram, {reason}", nodes, nodes, lambda *_: ngram())
+    try:
+        checkpoint = read_draft(folder)
+        _fits(checkpoint, spec, folder)
+    except DraftError as error:
+        raise RedraftError(str(error)) from None
+    name = str(checkpoint.card.get("name") or folder.name)
+
+    def trained(embedding: Tensor, head: Tensor, positions: int) -> Drafter:
+        block = DFlashDrafter(checkpoint, embedding, head, positions, nodes, name, config.draft_branch)
+        return MergedDrafter(block, ngram()) if config.draft_ngram else block
+
+    found = "the shipped draft for these weights" if folder == shipped_for(config.target_sha) else "as asked"
+    also = ", with n-gram lookup in the same tree" if config.draft_ngram else ""
+    return DraftChoice(
+        why=f"draft: {name}, {found}{also}{_mismatch(checkpoint, config)}",
+        nodes=nodes,
+        candidates=2 * nodes if config.draft_ngram else nodes,
+        make=trained,
+        context=Context(
+            taps=checkpoint.config.taps,
+            layers=checkpoint.config.layers,
+            kv_heads=checkpoint.config.kv_heads,
+            head_dim=checkpoint.config.head_dim,
+            reach=checkpoint.config.block_size,
+            weights=sum(t.numel() for n, t in checkpoint.tensors.items() if n != "d2t")
+            + checkpoint.config.draft_vocab * checkpoint.config.hidden,
+        ),
+    )
+
+
+def _fits(checkpoint: Checkpoint, spec: TargetSpec, folder: Path) -> None:
+    """Refuse a draft of another target by its sizes."""
+    draft = checkpoint.config
+    pairs = [
+        ("hidden size", draft.hidden, spec.hidden),
+        ("vocabulary", draft.vocab, spec.vocab),
+        ("target layers", draft.target_layers, spec.layers),
+    ]
+    wrong = [f"{what} {ours} (this target: {theirs})" for what, ours, theirs in pairs if ours != theirs]
+    if wrong:
+        raise DraftError(f"{folder} is a draft for another target: {', '.join(wrong)}")
+
+
+def _mismatch(checkpoint: Checkpoint, config: EngineConfig) -> str:
+    """A warning where the card names other weights: the output stays right, the speed may not."""
+    trained_for = checkpoint.card.get("target_sha")
+    if trained_for is None or trained_for == config.target_sha:
+        return ""
+    return (
+        f"; WARNING: it was trained for other weights ({str(trained_for)[:12]}, these are {config.target_sha[:12]}), "
+        "so less of what it drafts may be accepted"
+    )

@@ -1,0 +1,259 @@
+"""``redraft train``: draft training, wired to a target, a tokenizer and the terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redraft.drafts.checkpoint import write_draft
+from redraft.drafts.dflash_config import DFlashConfig, DraftError, default_taps
+from redraft.drafts.training.blocks import Vocabulary
+from redraft.drafts.training.data import Text, common_tokens, read_texts
+from redraft.drafts.training.initial import initial_module
+from redraft.drafts.training.settings import SftSettings
+from redraft.drafts.training.sft import Progress, Sft
+from redraft.drafts.training.tap_cache import TapCache
+from redraft.server.engine.hardware import choose_device, choose_dtype
+from redraft.server.engine.progress import say
+from redraft.server.engine.target.resolve import ResolvedTarget
+from redraft.server.engine.target.spec import TargetSpec, read_spec
+from redraft.server.engine.target.teacher import TargetTeacher
+from redraft.server.engine.types import RedraftError
+from redraft.server.text import TextTokenizer
+
+DRAFT, STATE, STATES = "draft", "state", "target-states"
+"""Folders of a run: the finished draft, what a run goes on from, and the target's states."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What does not change a run's numbers."""
+
+    out: Path
+    keep_states: bool = True
+    measure_every: int = 50
+    save_every: int = 50
+    dev_limit: int = 40
+    dev_tokens: int = 128
+    """Of each answer on which τ is measured."""
+
+
+class ChatEncode:
+    """Rows without ids are encoded as the server would (``drafts.training.data.Encode``)."""
+
+    def __init__(self, tokenizer: TextTokenizer, end: int) -> None:
+        self.tokenizer, self.end = tokenizer, end
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        template = self.tokenizer.chat_template
+        if template is None:
+            return self.tokenizer.encode(text)
+        return self.tokenizer.encode(template.render([{"role": "user", "content": text}]), special_tokens=False)
+
+    def response(self, text: str, ended: bool) -> tuple[int, ...]:
+        return self.tokenizer.encode(text, special_tokens=False) + ((self.end,) if ended else ())
+
+
+def train_sft(
+    target: ResolvedTarget,
+    data: Sequence[Path],
+    dev: Sequence[Path],
+    settings: SftSettings,
+    options: RunOptions,
+    device: str,
+    dtype: str,
+) -> None:
+    """Train a draft of ``target`` on the texts of ``data``; raises ``RedraftError`` for what the user can mend."""
+    with _mendable():
+        spec = read_spec(Path(target.path))
+        place, why_place = choose_device(device)
+        # measured on a CPU with AVX512-BF16: fp32 products of many rows take half of bf16's time (docs/log.md)
+        kind, _ = choose_dtype("fp32" if dtype == "auto" and place.type == "cpu" else dtype, place)
+        say(f"{why_place}; training in {str(kind).removeprefix('torch.')}")
+        encode = ChatEncode(TextTokenizer.from_folder(Path(target.path)), spec.eos_token_ids[0])
+        texts = read_texts(data, encode, spec.vocab, settings.max_length)
+        held_out = development(read_texts(dev, encode, spec.vocab, settings.max_length), options) if dev else []
+        _keep_apart(texts, held_out)
+        answers = sum(len(text.anchors) for text in texts)
+        say(f"{len(texts)} texts with {answers} tokens of answers; {len(held_out)} held-out greedy answers")
+        teacher = TargetTeacher(Path(target.path), spec, target.sha, place, kind)
+        run = make_run(spec, teacher, texts, held_out, settings, options)
+        finished = _run(run, options)
+        if finished:
+            write_draft(
+                options.out / DRAFT,
+                run.config,
+                run.module.state_dict(),
+                kept_tokens(settings, spec, texts),
+                card(target, run, data),
+            )
+            say(f"The draft is in {options.out / DRAFT}; serve it with --draft {options.out / DRAFT}")
+
+
+def development(texts: Sequence[Text], options: RunOptions) -> list[Text]:
+    """The greedy ones of ``texts``, cut, as many of every source as the limit gives it."""
+    greedy = [t for t in texts if t.temperature == 0]
+    sources = sorted({t.source for t in greedy})
+    if not greedy:
+        raise DraftError("the development file has no answer at temperature 0, on which to measure acceptance")
+    each = -(-options.dev_limit // len(sources))
+    chosen = [t for source in sources for t in [t for t in greedy if t.source == source][:each]]
+    return [Text(t.tokens[: t.prompt + options.dev_tokens], t.prompt, t.source) for t in chosen]
+
+
+def kept_tokens(settings: SftSettings, spec: TargetSpec, texts: Sequence[Text]) -> tuple[int, ...] | None:
+    """The draft's vocabulary, None for all of the target's."""
+    if not 0 < settings.vocab < spec.vocab:
+        return None
+    return common_tokens(texts, settings.vocab, spec.vocab, always=spec.eos_token_ids)
+
+
+def make_run(
+    spec: TargetSpec,
+    teacher: TargetTeacher,
+    texts: Sequence[Text],
+    dev: Sequence[Text],
+    settings: SftSettings,
+    options: RunOptions,
+) -> Sft:
+    """Everything of a run, resumed if ``options.out`` has a save."""
+    if not 0 <= settings.mask_token_id < spec.vocab:
+        raise DraftError(f"mask token {settings.mask_token_id} is not in the target's vocabulary of {spec.vocab}")
+    vocabulary = kept_tokens(settings, spec, texts)
+    config = DFlashConfig(
+        layers=settings.layers,
+        hidden=spec.hidden,
+        intermediate=spec.intermediate,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        vocab=spec.vocab,
+        norm_eps=spec.norm_eps,
+        rope_theta=spec.rope_theta,
+        block_size=settings.block_size,
+        mask_token_id=settings.mask_token_id,
+        taps=settings.taps or default_taps(settings.tap_count, spec.layers),
+        target_layers=spec.layers,
+        causal=settings.causal,
+        draft_vocab=0 if vocabulary is None else len(vocabulary),
+        max_positions=spec.context,
+    )
+    if not all(0 <= tap < spec.layers for tap in config.taps) or len(set(config.taps)) != len(config.taps):
+        raise DraftError(f"taps {config.taps} are not different layers of a target of {spec.layers}")
+    copied = settings.copied or tuple(range(spec.layers - settings.layers, spec.layers))
+    module = initial_module(config, teacher, copied, texts[0], settings.seed, settings.output_scale)
+    return Sft(
+        settings=settings,
+        config=config,
+        teacher=teacher,
+        vocabulary=Vocabulary(teacher, vocabulary),
+        module=module.to(teacher.embedding.device),
+        texts=texts,
+        dev=dev,
+        cache=TapCache(teacher, config.taps, options.out / STATES if options.keep_states else None),
+        out=options.out / STATE,
+    )
+
+
+def card(target: ResolvedTarget, run: Sft, data: Sequence[Path]) -> dict[str, Any]:
+    """What a draft says of itself."""
+    progress = run.progress
+    return {
+        "target": target.name,
+        "target_sha": target.sha,
+        "method": "dflash-sft",
+        "data": [path.name for path in data],
+        "texts": len(run.texts),
+        "steps": progress.step,
+        "labels": progress.labels,
+        "training_seconds": round(progress.seconds),
+        "development_tau": progress.tau,
+        "command": "redraft " + " ".join(sys.argv[1:]),
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(run.settings).items()},
+        "torch": torch.__version__,
+    }
+
+
+def _keep_apart(texts: Sequence[Text], held_out: Sequence[Text]) -> None:
+    """Refuse to measure on what is trained on."""
+    trained = {text.tokens[: text.prompt] for text in texts}
+    shared = sum(text.tokens[: text.prompt] in trained for text in held_out)
+    if shared:
+        raise DraftError(f"{shared} development prompts are also in the training data; take them out of one of the two")
+
+
+def _run(run: Sft, options: RunOptions) -> bool:
+    """Train with a bar; the first Ctrl-C ends after the current step with everything saved."""
+    if run.progress.step:
+        say(f"going on from step {run.progress.step}")
+    if run.progress.step >= run.settings.steps:
+        return True
+    with _interruptible() as stop, _display(run) as tell:
+        finished = run.run(tell, stop, options.measure_every, options.save_every)
+    if not finished:
+        say(f"stopped at step {run.progress.step}, saved; the same command goes on from there")
+    return finished
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask for a stop; a second SIGINT takes effect at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        say("stopping after this step ... (once more: at once, without saving)")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _display(run: Sft) -> Iterator[Callable[[Progress], None]]:
+    """A bar in a terminal, a line every half minute elsewhere."""
+    if not sys.stderr.isatty():
+        shown = 0.0
+
+        def line(progress: Progress) -> None:
+            nonlocal shown
+            if time.monotonic() - shown > 30 or progress.step == run.settings.steps:
+                shown = time.monotonic()
+                say(f"step {progress.step}/{run.settings.steps} {_figures(progress)}")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=run.settings.steps, completed=run.progress.step)
+        yield lambda progress: bar.update(task, completed=progress.step, description=_figures(progress))
+
+
+def _figures(progress: Progress) -> str:
+    tau = "not measured" if progress.tau is None else f"{progress.tau:.3f}"
+    return f"loss {progress.loss:.3f}, {progress.recent_rate:.0f} labels/s, τ {tau}"
+
+
+@contextmanager
+def _mendable() -> Iterator[None]:
+    try:
+        yield
+    except DraftError as error:
+        raise RedraftError(str(error)) from None

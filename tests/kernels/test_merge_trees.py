@@ -1,0 +1,205 @@
+"""merge_trees against a literal merge of tries with dictionaries, over trees that good and broken drafts make."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from redraft.kernels.merge_trees import merge_trees
+from redraft.kernels.pack_tree import pack_tree_twin
+
+Tree = tuple[list[int], list[int], list[float]]
+"""Token, parent and score of one row's nodes."""
+Path = tuple[int, ...]
+SCORES = st.sampled_from([1.0, 0.5, 0.25, 0.125, 0.0, -math.inf, math.nan])
+ROOT = 9
+
+
+@st.composite
+def trees(draw: st.DrawFn, width: int) -> Tree:
+    """Any numbering of parents before children; children may score above parents and siblings may repeat."""
+    token = [ROOT] + [draw(st.integers(0, 2)) for _ in range(1, width)]
+    parent = [0] + [draw(st.integers(0, i - 1)) for i in range(1, width)]
+    score = [draw(st.sampled_from([1.0, -math.inf]))] + [draw(SCORES) for _ in range(1, width)]
+    return token, parent, score
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[list[Tree], list[Tree]]:
+    """One to three rows of first and second trees, of one width each."""
+    A, B, N = draw(st.integers(1, 12)), draw(st.integers(1, 12)), draw(st.integers(1, 3))
+    return [draw(trees(A)) for _ in range(N)], [draw(trees(B)) for _ in range(N)]
+
+
+def stack(rows: list[Tree]) -> tuple[Tensor, Tensor, Tensor]:
+    token, parent, score = zip(*rows, strict=True)
+    return torch.tensor(token), torch.tensor(parent), torch.tensor(score, dtype=torch.float32)
+
+
+def unstack(tree: tuple[Tensor, Tensor, Tensor]) -> list[Tree]:
+    return list(zip(*(tensor.tolist() for tensor in tree), strict=True))
+
+
+def paths(tree: Tree) -> list[Path | None]:
+    """Tokens from the root to each node; None for what is absent or hangs below something absent."""
+    found: list[Path | None] = [()]
+    for token, parent, score in list(zip(*tree, strict=True))[1:]:
+        above = found[parent]
+        found.append(None if above is None or not score > -math.inf else (*above, token))
+    return found
+
+
+def merge(first: Tree, second: Tree) -> Tree:
+    """The definition, node by node."""
+    token, parent, score = (list(column) for column in first)
+    lowest: dict[Path, int] = {}
+    for number, path in enumerate(paths(first)):
+        if path is not None:
+            lowest.setdefault(path, number)
+    renumbered = [0]
+    score[0] = max(score[0], second[2][0])
+    for node, path in list(enumerate(paths(second)))[1:]:
+        token.append(second[0][node])
+        if path is not None and path in lowest:
+            renumbered.append(lowest[path])
+            score[lowest[path]] = max(score[lowest[path]], second[2][node])
+            parent.append(0)
+            score.append(-math.inf)
+        else:
+            renumbered.append(len(token) - 1)
+            parent.append(renumbered[second[1][node]])
+            score.append(second[2][node])
+    return token, parent, score
+
+
+def best_of_paths(*trees: Tree) -> dict[Path, float]:
+    """The greatest score of every path below the root."""
+    best: dict[Path, float] = {}
+    for tree in trees:
+        for path, score in zip(paths(tree), tree[2], strict=True):
+            if path:
+                best[path] = max(best.get(path, -math.inf), score)
+    return best
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs())
+@example(([([ROOT, 1, 1, 2], [0, 0, 0, 2], [1.0] * 4)], [([ROOT, 1, 2, 0], [0, 0, 1, 2], [1.0] * 4)]))
+def test_is_the_literal_merge(rows: tuple[list[Tree], list[Tree]]) -> None:
+    first, second = map(stack, rows)
+    copies = [tensor.clone() for tensor in (*first, *second)]
+    merged = merge_trees(first, second)
+    expected = stack([merge(*row) for row in zip(*rows, strict=True)])
+    for found, wanted in zip(merged, expected, strict=True):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    for before, after in zip(copies, (*first, *second), strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pairs())
+def test_has_the_paths_of_both_and_no_others(rows: tuple[list[Tree], list[Tree]]) -> None:
+    _, parent, _ = merged = merge_trees(*map(stack, rows))
+    assert (parent[:, 0] == 0).all()
+    assert ((parent >= 0) & (parent < torch.arange(parent.shape[1]).clamp(min=1))).all()
+    for union, *both in zip(unstack(merged), *rows, strict=True):
+        assert best_of_paths(union) == best_of_paths(*both)
+        repeats = sum(len(found) - len(set(found)) for found in map(paths, both))
+        live = [path for path in paths(union) if path is not None]
+        assert len(live) - len(set(live)) <= repeats
+
+
+@settings(max_examples=80, deadline=None)
+@given(pairs())
+def test_pack_tree_takes_the_union(rows: tuple[list[Tree], list[Tree]]) -> None:
+    """With rows for all, the packed forest has exactly the union's paths."""
+    first, second = map(stack, rows)
+    merged = merge_trees(first, second)
+    S, W = merged[0].shape
+    with_trash = [torch.cat([tensor, tensor[:1]]) for tensor in merged]
+    packed = pack_tree_twin(*with_trash, torch.arange(S + 1) < S, torch.ones(S + 1).long(), S * W)
+    for slot, both in enumerate(zip(*rows, strict=True)):
+        start, count = int(packed.first_row[slot]), int(packed.row_count[slot])
+        found: list[Path] = [()]
+        for row in range(start + 1, start + count):
+            above = int(packed.parent[row]) - start
+            assert 0 <= above < row - start
+            found.append((*found[above], int(packed.token[row])))
+        assert set(found) == {(), *best_of_paths(*both)}
+
+
+def chain(tokens: list[int]) -> Tree:
+    return [ROOT, *tokens], [0, *range(len(tokens))], [1.0] * (len(tokens) + 1)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 62, 63])
+@pytest.mark.parametrize("longer", [0, 1, 20])
+def test_chains_share_what_comes_before_their_difference(length: int, longer: int) -> None:
+    """Paths agree from the difference down too, which tells comparing whole paths from comparing their ends."""
+    for difference in {0, 1, length // 2, length - 1} & set(range(length)):
+        first = [4] * length
+        second = first[:difference] + [5] + [4] * (length + longer - difference - 1)
+        for one, other in ((first, second), (second, first)):
+            found = merge_trees(stack([chain(one)]), stack([chain(other)]))
+            expected = stack([merge(chain(one), chain(other))])
+            for left, right in zip(found, expected, strict=True):
+                assert torch.equal(left, right)
+            assert (found[2] > -math.inf).sum() == 1 + len(one) + len(other) - difference
+
+
+def test_children_hang_on_the_node_that_takes_over_and_the_larger_score_stays() -> None:
+    first = stack([([ROOT, 1, 2], [0, 0, 0], [1.0, 0.5, 0.25])])
+    second = stack([([ROOT, 2, 3, 1], [0, 0, 1, 0], [1.0, 0.75, 0.5, 0.125])])
+    token, parent, score = merge_trees(first, second)
+    assert token.tolist() == [[ROOT, 1, 2, 2, 3, 1]]
+    assert parent.tolist() == [[0, 0, 0, 0, 2, 0]]
+    assert score.tolist() == [[1.0, 0.5, 0.75, -math.inf, 0.5, -math.inf]]
+
+
+def test_absent_nodes_do_not_match() -> None:
+    """Neither does what hangs below them."""
+    first = stack([([ROOT, 2, 1], [0, 0, 1], [1.0, -math.inf, 0.5])])
+    second = stack([([ROOT, 2, 1], [0, 0, 1], [1.0, -math.inf, 0.5])])
+    _, parent, score = merge_trees(first, second)
+    assert parent.tolist() == [[0, 0, 1, 0, 3]]
+    assert score.tolist() == [[1.0, -math.inf, 0.5, -math.inf, 0.5]]
+
+
+@pytest.mark.parametrize("token", [-3, -2, -1, 0, ROOT])
+def test_no_token_passes_for_the_root_or_for_an_absent_node(token: int) -> None:
+    absent, present = (stack([([ROOT, token], [0, 0], [1.0, score])]) for score in (-math.inf, 0.5))
+    assert merge_trees(absent, present)[2].tolist() == [[1.0, -math.inf, 0.5]]
+    assert merge_trees(present, absent)[2].tolist() == [[1.0, 0.5, -math.inf]]
+    assert merge_trees(present, present)[2].tolist() == [[1.0, 0.5, -math.inf]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12).flatmap(trees))
+def test_a_root_alone_changes_nothing(tree: Tree) -> None:
+    alone: Tree = ([ROOT], [0], [tree[2][0]])
+    for merged in (merge_trees(stack([tree]), stack([alone])), merge_trees(stack([alone]), stack([tree]))):
+        for left, right in zip(merged, stack([tree]), strict=True):
+            torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
+
+
+def test_needs_no_data_on_the_host() -> None:
+    with FakeTensorMode():
+        first, second = ((torch.zeros(3, W).long(), torch.zeros(3, W).long(), torch.zeros(3, W)) for W in (9, 17))
+        token, parent, score = merge_trees(first, second)
+    assert token.shape == parent.shape == score.shape == (3, 25)
+    assert (token.dtype, parent.dtype, score.dtype) == (torch.int64, torch.int64, torch.float32)
+
+
+def test_refuses_trees_that_do_not_fit() -> None:
+    tree, other = stack([chain([1, 2])]), stack([chain([1]), chain([2])])
+    with pytest.raises(ValueError, match=r"second tree's token, parent and score must be \[1, 2\], not \[2, 2\]"):
+        merge_trees(tree, other)
+    with pytest.raises(
+        ValueError, match=r"first tree's token, parent and score must be \[1, 3\], not \[1, 3\], \[1, 2\]"
+    ):
+        merge_trees((tree[0], tree[1][:, :2], tree[2]), tree)
