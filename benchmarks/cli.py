@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from redraft.server.engine.types import RedraftError
-from redraft.server.options import DEFAULT_TARGET, Device, Draft, DraftNgram, Dtype, Nodes, Target
+from redraft.server.options import DEFAULT_TARGET, Device, Draft, DraftNgram, Dtype, Nodes, NumSeqs, Target, finite
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,6 +85,37 @@ def speed(
             run(opened, files, settings, sinks, ["redraft", *sys.argv[1:]])
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+@app.command()
+def acceptance(
+    prompts: Annotated[
+        list[Path], typer.Option(help='File of prompts, one {"turns": [...]} a line; repeat it for several.')
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first prompts of each file.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of all requests.")] = 0,
+    target: Target = DEFAULT_TARGET,
+    draft: Draft = None,
+    max_nodes: Nodes = None,
+    max_num_seqs: NumSeqs = 8,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the line of JSON to this file too.")] = None,
+) -> None:
+    """Acceptance length per prompt file: n-gram lookup, the draft's chains, its trees, and both in one tree.
+
+    The last line on stdout is JSON.
+    """
+    from redraft.benchmarks.acceptance import acceptance as measure
+    from redraft.benchmarks.prompts import read_prompts
+    from redraft.server.engine.types import SamplingParams
+
+    files = [read_prompts(path, limit, multi_turn=False) for path in prompts]
+    config = replace(_config(target, draft, True, 8, max_nodes, dtype, device), max_num_seqs=max_num_seqs)
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    measure(config, files, params, json_file, ["redraft", *sys.argv[1:]])
 
 
 def _check_options(context: typer.Context, url: str | None) -> None:

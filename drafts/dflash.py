@@ -138,7 +138,7 @@ class DFlashDrafter:
         if not sampled:
             z, row = logits.topk(min(self.branch, vocab), -1)
             return self._ids(row), z - logits.logsumexp(-1, keepdim=True)
-        z, row = logits.topk(min(NOISED, vocab), -1)
+        z, row = logits.topk(min(max(NOISED, self.branch), vocab), -1)
         token, drafted = self._ids(row), logits.shape[1]
         produced = (root.unsqueeze(1) + torch.arange(1, drafted + 1, device=self.device)).flatten()
         seed = state.sampling.seed[slot].repeat_interleave(drafted)

@@ -130,6 +130,13 @@ def to_json(config: DFlashConfig) -> dict[str, Any]:
 
 def from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
     """Read a checkpoint's ``config.json``; ``where`` names it in errors."""
+    try:
+        return _from_json(raw, where)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DraftError(f"{where}: a value is not of the kind it should be ({error})") from None
+
+
+def _from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
     names = raw.get("architectures") or []
     if ARCHITECTURE not in names:
         raise DraftError(f"{where}: architecture {names} is not a draft this version serves; it serves {ARCHITECTURE}")
@@ -173,10 +180,11 @@ def from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
         max_positions=number("max_position_embeddings", raw.get("max_position_embeddings", 8192)),
         tree_temperatures=tuple(map(float, inner.get("tree_temperatures", ()))),
     )
-    if config.block_size < 2 or config.heads % config.kv_heads or config.draft_vocab > config.vocab:
+    heads_fit = config.heads % config.kv_heads == config.head_dim % 2 == 0
+    if config.block_size < 2 or not heads_fit or not 0 <= config.draft_vocab <= config.vocab:
         raise DraftError(
-            f"{where}: a block of {config.block_size} rows, {config.heads} heads over {config.kv_heads} key heads and "
-            f"{config.draft_vocab} of {config.vocab} tokens do not make a draft"
+            f"{where}: a block of {config.block_size} rows, {config.heads} heads of {config.head_dim} over "
+            f"{config.kv_heads} key heads and {config.draft_vocab} of {config.vocab} tokens do not make a draft"
         )
     if config.tree_temperatures and (
         len(config.tree_temperatures) != config.drafted or min(config.tree_temperatures) <= 0

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from redraft.drafts.checkpoint import write_draft
 from redraft.drafts.dflash_config import DFlashConfig, DraftError, default_taps
 from redraft.drafts.training.blocks import Vocabulary
+from redraft.drafts.training.calibrate import fit_temperatures
 from redraft.drafts.training.data import Text, common_tokens, read_texts
 from redraft.drafts.training.initial import initial_module
 from redraft.drafts.training.settings import SftSettings
@@ -38,7 +41,8 @@ class RunOptions:
     """What does not change a run's numbers."""
 
     out: Path
-    keep_states: bool = True
+    keep_states: bool | None = None
+    """Whether the target's states stay on disk; None: if they are needed more than once."""
     measure_every: int = 50
     save_every: int = 50
     dev_limit: int = 40
@@ -88,13 +92,25 @@ def train_sft(
         run = make_run(spec, teacher, texts, held_out, settings, options)
         finished = _run(run, options)
         if finished:
-            write_draft(
-                options.out / DRAFT,
-                run.config,
-                run.module.state_dict(),
-                kept_tokens(settings, spec, texts),
-                card(target, run, data),
-            )
+            config = run.config
+            if held_out:
+                with run.mixed():
+                    fitted = fit_temperatures(run.module, teacher, run.vocabulary, run.rope, held_out, run.cache.states)
+                config = replace(config, tree_temperatures=fitted)
+                say(f"temperatures of the tree's scores: {', '.join(map(str, fitted))}")
+            try:
+                write_draft(
+                    options.out / DRAFT,
+                    config,
+                    run.module.state_dict(),
+                    kept_tokens(settings, spec, texts),
+                    card(target, run, data),
+                )
+            except (OSError, SafetensorError) as error:
+                raise DraftError(
+                    f"{options.out / DRAFT}: the draft could not be written ({error}); its training is saved. "
+                    "Make room and run the same command again"
+                ) from None
             say(f"The draft is in {options.out / DRAFT}; serve it with --draft {options.out / DRAFT}")
 
 
@@ -127,6 +143,11 @@ def make_run(
     """Everything of a run, resumed if ``options.out`` has a save."""
     if not 0 <= settings.mask_token_id < spec.vocab:
         raise DraftError(f"mask token {settings.mask_token_id} is not in the target's vocabulary of {spec.vocab}")
+    longest = max(len(text.tokens) for text in (*texts, *dev))
+    if longest > spec.context:
+        raise DraftError(
+            f"a text has {longest} tokens and the target reads at most {spec.context}; give that as --max-length"
+        )
     vocabulary = kept_tokens(settings, spec, texts)
     config = DFlashConfig(
         layers=settings.layers,
@@ -149,6 +170,8 @@ def make_run(
     if not all(0 <= tap < spec.layers for tap in config.taps) or len(set(config.taps)) != len(config.taps):
         raise DraftError(f"taps {config.taps} are not different layers of a target of {spec.layers}")
     copied = settings.copied or tuple(range(spec.layers - settings.layers, spec.layers))
+    again = settings.steps * settings.batch > len(texts)
+    keep = again if options.keep_states is None else options.keep_states
     module = initial_module(config, teacher, copied, texts[0], settings.seed, settings.output_scale)
     return Sft(
         settings=settings,
@@ -158,7 +181,7 @@ def make_run(
         module=module.to(teacher.embedding.device),
         texts=texts,
         dev=dev,
-        cache=TapCache(teacher, config.taps, options.out / STATES if options.keep_states else None),
+        cache=TapCache(teacher, config.taps, options.out / STATES if keep else None),
         out=options.out / STATE,
     )
 
@@ -176,7 +199,7 @@ def card(target: ResolvedTarget, run: Sft, data: Sequence[Path]) -> dict[str, An
         "labels": progress.labels,
         "training_seconds": round(progress.seconds),
         "development_tau": progress.tau,
-        "command": "redraft " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(run.settings).items()},
         "torch": torch.__version__,
     }

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, mendable_errors
+from redraft.server.engine.types import RedraftError
+from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, finite, mendable_errors
 
 app = typer.Typer(
     help="Train drafts for a target.  A run can be stopped with Ctrl-C and goes on with the same command.",
@@ -51,8 +52,8 @@ def sft(
     ] = "auto",
     steps: Annotated[
         int, typer.Option(min=1, help="Updates of the weights; may be changed when a run goes on.")
-    ] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Texts an update.")] = 16,
+    ] = 1400,
+    batch: Annotated[int, typer.Option(min=1, help="Texts an update.")] = 8,
     micro_batch: Annotated[int, typer.Option(min=1, help="Texts a pass; more on a GPU.")] = 1,
     anchors: Annotated[int, typer.Option(min=1, help="Most blocks drawn from a text.")] = 96,
     max_length: Annotated[int, typer.Option(min=8, help="Texts are cut to so many tokens.")] = 1024,
@@ -73,68 +74,77 @@ def sft(
         int, typer.Option(min=0, help="Token the target never uses, fed where one is drafted.")
     ] = 16,
     optimiser: Annotated[Literal["muon", "adamw"], typer.Option(help="Muon steps matrices, AdamW norms.")] = "muon",
-    rate: Annotated[float, typer.Option(help="Peak learning rate, on AdamW's scale for both.")] = 3e-3,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Of the matrices.")] = 0.01,
-    clip: Annotated[float, typer.Option(help="Largest norm of a gradient.")] = 1.0,
+    rate: Annotated[float, typer.Option(callback=finite, help="Peak learning rate, on AdamW's scale for both.")] = 5e-3,
+    weight_decay: Annotated[float, typer.Option(min=0, callback=finite, help="Of the matrices.")] = 0.01,
+    clip: Annotated[float, typer.Option(callback=finite, help="Largest norm of a gradient.")] = 1.0,
     warmup: Annotated[int, typer.Option(min=0, help="Updates in which the rate rises.")] = 20,
     decay_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the updates, at the end, in which it falls.")
-    ] = 0.2,
+        float, typer.Option(min=0, max=1, callback=finite, help="Share of the updates, at the end, in which it falls.")
+    ] = 0.25,
     weights: Annotated[
         Literal["dpace", "decay", "uniform"],
         typer.Option(help="Along the block: by expected acceptance (D-PACE), by exp(-(k-1)/gamma), or equal."),
     ] = "dpace",
-    gamma: Annotated[float, typer.Option(help="Of --weights decay.")] = 3.0,
-    alpha: Annotated[float, typer.Option(min=0, max=1, help="Smoothing of --weights dpace.")] = 0.5,
+    gamma: Annotated[float, typer.Option(callback=finite, help="Of --weights decay.")] = 3.0,
+    alpha: Annotated[float, typer.Option(min=0, max=1, callback=finite, help="Smoothing of --weights dpace.")] = 0.5,
     soft: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the KL to the target's distribution; the rest is hard labels.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Share of the KL to the target's distribution; the rest is hard labels."
+        ),
     ] = 0.5,
-    output_scale: Annotated[float, typer.Option(help="Of the copied layers' output projections.")] = 0.1,
+    output_scale: Annotated[
+        float, typer.Option(callback=finite, help="Of the copied layers' output projections.")
+    ] = 0.3,
     seed: Annotated[int, typer.Option(help="Of order and anchors.")] = 0,
     measure_every: Annotated[int, typer.Option(min=1, help="Updates between two measurements of acceptance.")] = 50,
     save_every: Annotated[int, typer.Option(min=1, help="Updates between two saves.")] = 50,
     dev_limit: Annotated[int, typer.Option(min=1, help="Held-out answers measured.")] = 40,
     keep_states: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            help="Keep the target's states on disk (about 2 KB times hidden size / 1024 and taps + 1 a token), so that "
-            "they are computed once."
+            help="Keep the target's states on disk, 2 bytes times hidden size times taps + 1 for every token. "
+            "By default if the run passes over the texts more than once."
         ),
-    ] = True,
+    ] = None,
 ) -> None:
     """Train a DFlash draft on its target's own texts (supervised; arXiv 2602.06036)."""
     with mendable_errors():
+        from redraft.drafts.dflash_config import DraftError
         from redraft.drafts.training.settings import SftSettings
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.train import RunOptions, train_sft
 
-        settings = SftSettings(
-            layers=layers,
-            block_size=block_size,
-            taps=_numbers(taps, "--taps"),
-            tap_count=tap_count,
-            causal=causal,
-            vocab=vocab,
-            mask_token_id=mask_token_id,
-            copied=_numbers(copied, "--copied"),
-            output_scale=output_scale,
-            steps=steps,
-            batch=batch,
-            micro_batch=micro_batch,
-            anchors=anchors,
-            max_length=max_length,
-            optimiser=optimiser,
-            rate=rate,
-            weight_decay=weight_decay,
-            clip=clip,
-            warmup=warmup,
-            decay_share=decay_share,
-            weights=weights,
-            gamma=gamma,
-            alpha=alpha,
-            soft=soft,
-            seed=seed,
-        )
+        try:
+            settings = SftSettings(
+                layers=layers,
+                block_size=block_size,
+                taps=_numbers(taps, "--taps"),
+                tap_count=tap_count,
+                causal=causal,
+                vocab=vocab,
+                mask_token_id=mask_token_id,
+                copied=_numbers(copied, "--copied"),
+                output_scale=output_scale,
+                steps=steps,
+                batch=batch,
+                micro_batch=micro_batch,
+                anchors=anchors,
+                max_length=max_length,
+                optimiser=optimiser,
+                rate=rate,
+                weight_decay=weight_decay,
+                clip=clip,
+                warmup=warmup,
+                decay_share=decay_share,
+                weights=weights,
+                gamma=gamma,
+                alpha=alpha,
+                soft=soft,
+                seed=seed,
+            )
+        except DraftError as error:
+            raise RedraftError(str(error)) from None
         options = RunOptions(
             out=out,
             keep_states=keep_states,

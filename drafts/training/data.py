@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,12 +74,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
+                except ValueError as error:
                     raise DraftError(f"{path}, line {number}: not JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise DraftError(f"{path}, line {number}: not a JSON object")
                 yield number, row
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DraftError(f"{path}: cannot be read ({error})") from None
 
 

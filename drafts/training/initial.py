@@ -71,6 +71,9 @@ def _norm(teacher: Teacher, layer: int) -> Tensor:
 def _layer(config: DFlashConfig, teacher: Teacher, number: int, source: int, common: Tensor) -> dict[str, Tensor]:
     prefix = f"model.layers.{source}."
     made = {f"layers.{number}.{name}.weight": teacher.weight(f"{prefix}{name}.weight").float().cpu() for name in COPIED}
+    for name in ("k_proj", "v_proj"):
+        key = f"layers.{number}.self_attn.{name}.weight"
+        made[key] = _more_heads(made[key], config)
     for name, shape in config.shapes.items():
         if name in made and tuple(made[name].shape) != shape:
             raise DraftError(f"a draft of these sizes cannot start from the target's layers: {name} would be {shape}")
@@ -83,6 +86,17 @@ def _layer(config: DFlashConfig, teacher: Teacher, number: int, source: int, com
         if key in teacher:
             made[f"layers.{number}.self_attn.{name}.weight"] = teacher.weight(key).float().cpu()
     return made
+
+
+def _more_heads(weight: Tensor, config: DFlashConfig) -> Tensor:
+    """A projection to keys or values [HKV * HD, H], every head repeated where the draft has more: queries see the same.
+
+    A draft reads the text through its keys and values alone, so it can use more heads of them than its target.
+    """
+    if len(weight) % config.head_dim or weight.shape[1] != config.hidden:
+        return weight  # of another size, which is refused with the others
+    heads = weight.view(-1, config.head_dim, config.hidden)
+    return heads.repeat_interleave(config.kv_heads // len(heads), 0).flatten(0, 1)
 
 
 def _scale_queries_and_keys(module: DFlashModule, teacher: Teacher, sample: Text) -> None:

@@ -19,6 +19,8 @@ from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.optimise import Optimiser
 
 PREFIX = "step-"
+NOTED = {"step", "labels", "seconds", "tau", "settings", "texts", "target"}
+"""What ``state.json`` has to hold."""
 
 
 def save_state(folder: Path, step: int, module: nn.Module, optimiser: Optimiser, facts: dict[str, Any]) -> None:
@@ -55,6 +57,8 @@ def facts_of(saved: Path) -> dict[str, Any]:
     """What was noted with a save."""
     try:
         facts: dict[str, Any] = json.loads((saved / "state.json").read_text())
+        if not isinstance(facts, dict) or not facts.keys() >= NOTED:
+            raise ValueError("state.json is not whole")
     except (OSError, ValueError) as error:
         raise DraftError(f"{saved}: cannot be resumed ({error}); remove it to start anew") from None
     return facts
@@ -64,9 +68,10 @@ def load_state(saved: Path, module: nn.Module, optimiser: Optimiser) -> None:
     """Restore weights and optimiser from a save."""
     try:
         tensors = load_file(saved / "state.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise DraftError(f"{saved}: cannot be resumed ({error}); remove it to start anew") from None
-    weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-    with torch.no_grad():
-        module.load_state_dict(weights)
+        weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
+        with torch.no_grad():
+            module.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last: names or shapes of the weights
+        why = " ".join(str(error).split())
+        raise DraftError(f"{saved}: cannot be resumed ({why}); remove it to start anew") from None
     optimiser.restore({k.removeprefix("optimiser/"): v for k, v in tensors.items() if k.startswith("optimiser/")})

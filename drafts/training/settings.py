@@ -27,9 +27,9 @@ class SftSettings:
     mask_token_id: int = 16
     copied: tuple[int, ...] = ()
     """Target layers to start from; empty: the last ones."""
-    output_scale: float = 0.1
-    steps: int = 1000
-    batch: int = 16
+    output_scale: float = 0.3
+    steps: int = 1400
+    batch: int = 8
     """Texts a step."""
     micro_batch: int = 1
     """Texts a pass; on a GPU more, on a CPU one text fills the machine."""
@@ -37,11 +37,11 @@ class SftSettings:
     """Most anchors drawn from a text."""
     max_length: int = 1024
     optimiser: str = "muon"
-    rate: float = 3e-3
+    rate: float = 5e-3
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup: int = 20
-    decay_share: float = 0.2
+    decay_share: float = 0.25
     """Share of the steps in which the rate falls at the end."""
     weights: str = "dpace"
     """``dpace``, ``decay`` or ``uniform`` along the block."""
@@ -63,7 +63,7 @@ class SftSettings:
                 raise DraftError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if not 0 <= self.soft <= 1 or not 0 <= self.alpha <= 1 or not 0 <= self.decay_share <= 1:
             raise DraftError("soft, alpha and decay_share must lie in 0 ... 1")
-        if self.rate <= 0 or self.gamma <= 0 or self.clip <= 0:
+        if not (self.rate > 0 and self.gamma > 0 and self.clip > 0):
             raise DraftError("rate, gamma and clip must be above 0")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -83,10 +84,11 @@ class Sft:
         comes; a ``DraftError`` of saving leaves the save before.
         """
         done = True
+        self._forget_unsaved()
         while self.progress.step < self.settings.steps:
             self.step()
             step, last = self.progress.step, self.progress.step == self.settings.steps
-            if step % measure_every == 0 or last:
+            if self.dev and (step % measure_every == 0 or last):
                 self.progress.tau = self.measure().tau
             self._log()
             tell(self.progress)
@@ -116,6 +118,10 @@ class Sft:
             loss += made.detach() / total
             first += label
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise DraftError(
+                f"loss or gradient are not finite at step {number}; the last save is from before. Try a lower --rate"
+            )
         self.optimiser.step(settings.schedule(number))
         seconds = time.perf_counter() - begun
         progress = self.progress
@@ -126,10 +132,6 @@ class Sft:
         )
         progress.loss, progress.norm, progress.recent_rate = loss.item(), float(norm), total / seconds
         progress.first = (first[0] / first[1].clamp_min(1)).item()
-        if not torch.isfinite(loss):
-            raise DraftError(
-                f"the loss is not finite at step {number}; the last save is from before. Try a lower --rate"
-            )
 
     def _drawn(self, step: int) -> list[int]:
         """Texts of a step: every pass over the data is a permutation of its own."""
@@ -144,8 +146,8 @@ class Sft:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss, and the sum of log-probabilities and the count of first labels."""
-        settings, device = self.settings, batch.taps.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        settings = self.settings
+        with self.mixed():
             hidden = self.module(batch.taps, batch.anchor, batch.block, self.rope)
         hidden = hidden.to(self.vocabulary.head.dtype).flatten(0, 2)
         teacher = batch.final if settings.soft > 0 else None
@@ -161,10 +163,14 @@ class Sft:
         first = torch.stack((seen[..., 0].sum(), known[..., 0].sum()))
         return (loss.view_as(seen) * weight * known).sum(), first
 
+    def mixed(self) -> torch.autocast:
+        """The draft's passes: products in bf16 on a GPU and where the target's states are bf16, from fp32 weights."""
+        like = self.teacher.embedding
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=like.is_cuda or like.dtype == torch.bfloat16)
+
     def measure(self) -> Acceptance:
         """Greedy chain acceptance on the development texts."""
-        device = self.teacher.embedding.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with self.mixed():
             return greedy_acceptance(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
 
     def save(self) -> None:
@@ -178,9 +184,31 @@ class Sft:
         line: dict[str, Any] = {"step": p.step, "labels": p.labels, "seconds": round(p.seconds, 2)}
         line |= {"loss": p.loss, "first": p.first, "norm": p.norm, "tau": p.tau}
         line["rate"] = self.settings.rate * self.settings.schedule(p.step - 1)
-        self.out.mkdir(parents=True, exist_ok=True)
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
             with (self.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
         except OSError as error:
             raise DraftError(f"{self.out / 'log.jsonl'}: cannot be written ({error})") from None
+
+    def _forget_unsaved(self) -> None:
+        """Take from ``log.jsonl`` the steps after the last save: a run that was killed makes them again."""
+        path, part = self.out / "log.jsonl", self.out / "log.part"
+        if not path.is_file():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _logged_step(line) <= self.progress.step]
+        try:
+            if len(kept) < len(lines):
+                part.write_text("".join(kept))
+                part.replace(path)
+        except OSError as error:
+            raise DraftError(f"{path}: cannot be written ({error})") from None
+
+
+def _logged_step(line: str) -> float:
+    """The step of a line of the log; infinite where a kill or a full disk cut the line."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

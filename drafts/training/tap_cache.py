@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.teacher import States, Teacher
 
@@ -27,8 +28,13 @@ class TapCache:
         """``folder``: where to keep states; None keeps nothing."""
         self.teacher, self.taps, self.folder = teacher, taps, folder
         self.read = self.computed = 0
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self.full = False
+        """Whether the disk has no room for more; what lies there is still read."""
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DraftError(f"{folder}: cannot be made ({error})") from None
 
     def states(self, text: Text) -> States:
         """[S, n * H] and [S, H] of ``text``, in the dtype of the teacher's embedding."""
@@ -38,7 +44,7 @@ class TapCache:
             made = self.teacher.states(text.tokens, self.taps)
             found = {"taps": made.taps.bfloat16(), "final": made.final.bfloat16()}
             self.computed += 1
-            if path is not None:
+            if path is not None and not self.full:
                 self._save(path, found)
         else:
             self.read += 1
@@ -60,14 +66,13 @@ class TapCache:
 
     def _save(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
         """Keep ``tensors``; with too little disk left, go on without keeping any more."""
-        assert self.folder is not None
         draft = path.with_suffix(".part")
         try:
-            if shutil.disk_usage(self.folder).free < SPARE:
-                self.folder = None
+            if shutil.disk_usage(path.parent).free < SPARE:
+                self.full = True
                 return
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
             draft.replace(path)
         except (OSError, SafetensorError):
             draft.unlink(missing_ok=True)
-            self.folder = None
+            self.full = True

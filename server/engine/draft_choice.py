@@ -60,11 +60,12 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
 
     if config.draft == "ngram":
         return DraftChoice("draft: ngram, as asked", nodes, nodes, lambda *_: ngram())
-    folder = Path(config.draft) if config.draft else shipped_for(config.target_sha)
-    if folder is None:
-        reason = f"because no trained draft for this target's weights is shipped or known; {TRAIN}"
-        return DraftChoice(f"draft: ngram, {reason}", nodes, nodes, lambda *_: ngram())
     try:
+        shipped = shipped_for(config.target_sha)
+        folder = Path(config.draft) if config.draft else shipped
+        if folder is None:
+            reason = f"because no trained draft for this target's weights is shipped or known; {TRAIN}"
+            return DraftChoice(f"draft: ngram, {reason}", nodes, nodes, lambda *_: ngram())
         checkpoint = read_draft(folder)
         _fits(checkpoint, spec, folder)
     except DraftError as error:
@@ -75,7 +76,7 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         block = DFlashDrafter(checkpoint, embedding, head, positions, nodes, name, config.draft_branch)
         return MergedDrafter(block, ngram()) if config.draft_ngram else block
 
-    found = "the shipped draft for these weights" if folder == shipped_for(config.target_sha) else "as asked"
+    found = "the shipped draft for these weights" if folder == shipped else "as asked"
     also = ", with n-gram lookup in the same tree" if config.draft_ngram else ""
     return DraftChoice(
         why=f"draft: {name}, {found}{also}{_mismatch(checkpoint, config)}",
@@ -88,10 +89,16 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
             kv_heads=checkpoint.config.kv_heads,
             head_dim=checkpoint.config.head_dim,
             reach=checkpoint.config.block_size,
-            weights=sum(t.numel() for n, t in checkpoint.tensors.items() if n != "d2t")
-            + checkpoint.config.draft_vocab * checkpoint.config.hidden,
+            weights=_parameters(checkpoint),
         ),
     )
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    """As serving keeps them: with a head of its own, and with keys' and values' projections twice (dflash_weights)."""
+    draft = checkpoint.config
+    own = sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if name != "d2t")
+    return own + ((draft.draft_vocab or draft.vocab) + 2 * draft.layers * draft.kv_width) * draft.hidden
 
 
 def _fits(checkpoint: Checkpoint, spec: TargetSpec, folder: Path) -> None:

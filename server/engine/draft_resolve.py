@@ -32,7 +32,7 @@ def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = 
     if draft is None:
         return _default(target, offline)
     folder = Path(draft).expanduser()
-    if folder.is_dir():
+    if draft and folder.is_dir():
         return str(folder.resolve())
     if not folder.exists() and HUB_ID.fullmatch(draft):
         return str(fetch_snapshot(draft, None, offline, _check_config))
@@ -43,7 +43,10 @@ def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = 
 
 def _default(target: ResolvedTarget, offline: bool) -> str | None:
     """The shipped draft, then a published one; a hub that cannot be reached is no reason not to serve."""
-    shipped = shipped_for(target.sha)
+    try:
+        shipped = shipped_for(target.sha)
+    except DraftError as error:
+        raise RedraftError(str(error)) from None
     if shipped is not None:
         return str(shipped)
     known = PUBLISHED.get(target.name)

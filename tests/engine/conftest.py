@@ -10,12 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from redraft.benchmarks.tiny import make_tiny_target
+from redraft.drafts.checkpoint import write_draft
+from redraft.drafts.dflash_config import DFlashConfig
 from redraft.kernels.attention_cpu import FusedAttention
 from redraft.kernels.fused_cpu import load_fused
 from redraft.kernels.layer_ops import TorchOps
 from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK, Attention, CpuAttention, TwinAttention
+from redraft.server.engine.engine import Engine
+from redraft.server.engine.scheduler import Running
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import inverse_frequencies, read_spec
 from redraft.server.engine.target.weights import load_weights
@@ -73,6 +78,66 @@ def random_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of the benchmarks' tiny target of a family."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = make_tiny_target(tmp_path_factory.mktemp("tiny") / family, family)
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a random DFlash draft for the target in a folder.
+
+    Keywords change its config; ``kept`` are the token ids of a pruned vocabulary, ``card`` is its card, ``into`` names
+    the folder.
+    """
+
+    def make(
+        target: Path,
+        *,
+        kept: Sequence[int] | None = None,
+        card: dict[str, Any] | None = None,
+        into: Path | None = None,
+        **changes: Any,
+    ) -> Path:
+        spec = read_spec(target)
+        sizes: dict[str, Any] = {
+            "layers": 2,
+            "hidden": spec.hidden,
+            "intermediate": 48,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_dim": 16,
+            "vocab": spec.vocab,
+            "norm_eps": spec.norm_eps,
+            "rope_theta": spec.rope_theta,
+            "block_size": 6,
+            "mask_token_id": 3,
+            "taps": (0, 1),
+            "target_layers": spec.layers,
+            "draft_vocab": len(kept or ()),
+        }
+        config = DFlashConfig(**(sizes | changes))
+        generator = torch.Generator().manual_seed(1)
+        weights = {}
+        for name, shape in config.shapes.items():
+            # norms of ones would hide that they were swapped
+            mean, scale = (0.0, shape[1] ** -0.5) if len(shape) == 2 else (1.0, 0.3)
+            weights[name] = torch.randn(shape, generator=generator) * scale + mean
+        folder = into or tmp_path_factory.mktemp("drafts") / "random"
+        write_draft(folder, config, weights, None if kept is None else tuple(kept), card or {})
+        return folder
+
+    return make
+
+
 class Bench:
     """A target with a paged cache of its own for two slots, the second one's pages scattered."""
 
@@ -107,6 +172,29 @@ class Bench:
         """KV of a slot's logical cells [L, 2, n, HKV, HD]."""
         at = torch.tensor(logical)
         return self.kv[:, :, cells(self.page_table, torch.full_like(at, slot), at, CHUNK)]
+
+
+@pytest.fixture
+def keep_caches(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[tuple[Tensor, Tensor]]]:
+    """Of an engine a list that gets the target's and the draft's KV of every request that leaves, by logical cell.
+
+    The engine zeroes them then, so afterwards there is nothing to compare.
+    """
+
+    def keep(engine: Engine) -> list[tuple[Tensor, Tensor]]:
+        kept: list[tuple[Tensor, Tensor]] = []
+        state = engine.state
+        release = state.release
+
+        def noting(running: Running, written: int) -> None:
+            cell = torch.cat([torch.arange(page * CHUNK, (page + 1) * CHUNK) for page in running.pages])
+            kept.append((state.kv[:, :, cell], state.draft_kv[:, :, cell]))
+            release(running, written)
+
+        monkeypatch.setattr(state, "release", noting)
+        return kept
+
+    return keep
 
 
 @pytest.fixture

@@ -12,29 +12,72 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
 from redraft.drafts.base import Drafter
+from redraft.drafts.checkpoint import Checkpoint
+from redraft.drafts.dflash import DFlashDrafter
+from redraft.drafts.dflash_config import DFlashConfig
+from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.attention import cpu_attention, twin_attention
 from redraft.kernels.linear import Linear
-from redraft.server.engine.round import Plan, run_round
+from redraft.server.engine.round import Plan, forward_rows, prefill_rows, run_round
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.target.spec import read_spec
+from redraft.server.engine.target.spec import TargetSpec, read_spec
 from redraft.server.engine.target.weights import Layer, Weights, load_weights
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=True, filtered=True)
 
 
-def fake_parts(folder: Path, nodes: int) -> tuple[DeviceState, Target, Drafter]:
+def fake_parts(folder: Path, kind: str, nodes: int) -> tuple[DeviceState, Target, Drafter]:
     """State, target and drafter without values."""
     spec, cpu = read_spec(folder), torch.device("cpu")
     with unset_fake_temporarily():
         weights = load_weights(folder, spec, cpu, torch.float32)
-    sizes = {"slots": 2, "pages": 4, "max_model_len": 256, "tree_rows": nodes + 1, "prefill_chunk": 64}
-    state = DeviceState(spec, cpu, torch.float32, **sizes)
+    drafter: Drafter = NoDrafter()
+    if kind == "ngram":
+        drafter = NgramDrafter(2, spec.vocab, cpu, nodes)
+    elif kind != "none":
+        drafter = _fake_dflash(spec, nodes, pruned=kind == "pruned")
+    if kind == "merged":
+        drafter = MergedDrafter(drafter, NgramDrafter(2, spec.vocab, cpu, nodes))
+    context = drafter.context
+    tree_rows = max(drafter.max_nodes + 1, context.reach)
+    sizes = {"slots": 2, "pages": 4, "max_model_len": 256, "tree_rows": tree_rows, "prefill_chunk": 64}
+    state = DeviceState(spec, cpu, torch.float32, context=context, **sizes)
     target = Target(spec, _without_values(weights), 512)
-    drafter: Drafter = NgramDrafter(2, spec.vocab, cpu, nodes) if nodes else NoDrafter()
     return state, target, drafter
+
+
+class _Unread(Checkpoint):
+    """A checkpoint without values has no hash."""
+
+    version = "0"
+
+
+def _fake_dflash(spec: TargetSpec, nodes: int, pruned: bool) -> DFlashDrafter:
+    config = DFlashConfig(
+        layers=2,
+        hidden=spec.hidden,
+        intermediate=48,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab=spec.vocab,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        block_size=6,
+        mask_token_id=3,
+        taps=(1, 0),
+        target_layers=spec.layers,
+        causal=pruned,
+        draft_vocab=100 if pruned else 0,
+    )
+    tensors = {name: torch.empty(shape) for name, shape in config.shapes.items()}
+    if pruned:
+        tensors["d2t"] = torch.empty(100, dtype=torch.int64)
+    embedding = torch.empty(spec.vocab, spec.hidden)
+    return DFlashDrafter(_Unread(config, tensors, {}), embedding, embedding, 512, nodes)
 
 
 def _without_values(weights: Weights) -> Weights:
@@ -63,20 +106,34 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redraft.kernels.attention.load_fused", lambda: None)
 
 
-@pytest.mark.parametrize("nodes", [0, 7])
-def test_no_value_on_the_host_depends_on_a_token(nodes: int, random_target: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("kind", "width"), [("none", 1), ("ngram", 8), ("dflash", 8), ("pruned", 8), ("merged", 15)])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_no_value_on_the_host_depends_on_a_token(
+    kind: str, width: int, sampled: bool, random_target: Callable[[str], Path]
+) -> None:
+    folder = random_target("llama")
+    plan = dataclasses.replace(PLAN, sampled=sampled, filtered=sampled)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        state, target, drafter = fake_parts(folder, kind, 7)
+        for _ in range(2):
+            committed = run_round(state, target, drafter, plan, twin_attention)
+    assert committed.tokens.shape == (3, width)
+    assert committed.count.shape == (3,)
+
+
+@pytest.mark.parametrize("kind", ["ngram", "dflash"])
+def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
     folder = random_target("llama")
     with FakeTensorMode(allow_non_fake_inputs=False):
-        state, target, drafter = fake_parts(folder, nodes)
-        for _ in range(2):
-            committed = run_round(state, target, drafter, PLAN, twin_attention)
-    assert committed.tokens.shape == (3, nodes + 1)
-    assert committed.count.shape == (3,)
+        state, target, drafter = fake_parts(folder, kind, 7)
+        rows = prefill_rows(state, 1, 64, 5, 8)
+        hidden = forward_rows(state, target, drafter, rows, 72, twin_attention)
+    assert hidden.shape == (8, target.spec.hidden)
 
 
 def test_the_check_notices_an_op_that_reads(random_target: Callable[[str], Path]) -> None:
     with FakeTensorMode():
-        state, target, drafter = fake_parts(random_target("llama"), 7)
+        state, target, drafter = fake_parts(random_target("llama"), "ngram", 7)
         # the CPU's attention takes its spans from memory: that is just what must not happen in a graph
         with pytest.raises(DataDependentOutputException):
             run_round(state, target, drafter, PLAN, cpu_attention)

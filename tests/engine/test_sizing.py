@@ -2,7 +2,7 @@
 
 import pytest
 
-from redraft.drafts.base import NO_CONTEXT
+from redraft.drafts.base import NO_CONTEXT, Context
 from redraft.server.engine.sizing import GIB, Sizes, fit
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.types import RedraftError
@@ -25,10 +25,10 @@ SPEC = TargetSpec(
 )
 
 
-def sizes(available: float, max_model_len: int | None = None) -> Sizes:
+def sizes(available: float, max_model_len: int | None = None, context: Context = NO_CONTEXT) -> Sizes:
     return fit(
         SPEC,
-        NO_CONTEXT,
+        context,
         weight_itemsize=2,
         kv_itemsize=2,
         available=int(available * GIB),
@@ -58,3 +58,16 @@ def test_a_target_larger_than_memory_is_refused_with_the_sum() -> None:
 def test_a_length_beyond_the_context_is_refused() -> None:
     with pytest.raises(RedraftError, match="beyond the target's context of 4096"):
         sizes(8, max_model_len=4097)
+
+
+def test_a_drafts_weights_and_keys_and_values_are_counted() -> None:
+    # the target's: 4 layers of 4 heads of 64, 2 bytes each, keys and values
+    page = 2 * 4 * 4 * 64 * 2 * 128
+    plain = sizes(0.525)
+    bare = Context(layers=0, weights=page // 2 * 5)
+    assert sizes(0.525, context=bare).pages == plain.pages - 5
+    # as many draft layers as the target has double a page
+    kept = sizes(0.525, context=Context(layers=4, kv_heads=4, head_dim=64))
+    assert kept.pages in ((plain.pages + 1) // 2 - 1, plain.pages // 2)
+    with pytest.raises(RedraftError, match="does not fit: weights 1"):
+        sizes(0.525, context=Context(weights=GIB // 2))

@@ -1,0 +1,283 @@
+"""A DFlash draft in the engine: the output is that of plain decoding, and what the draft keeps is that of one prefill.
+
+A random draft is seldom right, so ``Knowing`` puts the true tokens into its marginals: rounds then accept deeply and
+off the spine, and both caches are compacted, while the draft's own pass goes on over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from redraft.drafts.base import Drafter, DraftState
+from redraft.drafts.checkpoint import read_draft
+from redraft.drafts.dflash import DFlashDrafter
+from redraft.drafts.merged import MergedDrafter
+from redraft.drafts.ngram import NgramDrafter
+from redraft.drafts.none import NoDrafter
+from redraft.kernels.fused_cpu import load_fused
+from redraft.server.engine.config import PAGE, EngineConfig
+from redraft.server.engine.draft_choice import choose_draft
+from redraft.server.engine.engine import Engine
+from redraft.server.engine.load import build_engine
+from redraft.server.engine.target.spec import read_spec
+from redraft.server.engine.target.weights import head_tensor
+from redraft.server.engine.types import Request, SamplingParams
+
+NODES, SLOTS, VOCAB = 10, 3, 512
+CPU = torch.device("cpu")
+PROMPTS = ([5, 9, 5, 9, 5, 9, 5], list(range(20, 137)), [7])
+"""A loop, one that crosses a page while decoding, a single token: its draft has no context at first."""
+SAMPLING = {
+    "greedy": SamplingParams(max_tokens=16, temperature=0),
+    "T=0.8": SamplingParams(max_tokens=16, temperature=0.8, seed=-5),
+    "filtered": SamplingParams(max_tokens=16, temperature=1.1, top_p=0.9, top_k=40, min_p=0.01, seed=2**64 - 1),
+}
+KINDS = ("chain", "tree", "merged", "knowing", "knowing+ngram")
+
+
+class Setting:
+    """An engine over a tiny target, and drafters of every kind for it."""
+
+    def __init__(self, target: Path, draft: Path, dtype: str) -> None:
+        self.folder = target
+        self.config = EngineConfig(
+            target=str(target),
+            target_name="tiny",
+            target_sha="0",
+            draft=str(draft),
+            dtype=dtype,
+            device="cpu",
+            max_num_seqs=SLOTS,
+            max_nodes=NODES,
+            prefill_chunk=48,
+            self_check=False,
+        )
+        self.checkpoint = read_draft(draft)
+        self.engine = build_engine(self.config)
+        self.spec = read_spec(target)
+        self.embedding = self.engine.target.weights.embedding
+        self.head = head_tensor(target, self.spec, self.engine.target.weights)
+
+    def drafter(self, kind: str, texts: Sequence[Sequence[int]] = ()) -> Drafter:
+        """``texts``: the whole true text behind each slot, for those that know it."""
+        positions = self.engine.state.positions
+        if not kind.startswith("knowing"):
+            config = replace(self.config, draft_branch=1 if kind == "chain" else 8, draft_ngram=kind == "merged")
+            choice = choose_draft(config, self.spec, CPU)
+            return choice.make(self.embedding, self.head, positions)
+        width = max(map(len, texts))
+        reference = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts] + [[0] * width])
+        knowing = Knowing(self.checkpoint, self.embedding, self.head, positions, NODES)
+        knowing.reference = reference
+        ngram = NgramDrafter(SLOTS, VOCAB, CPU, NODES)
+        return knowing if kind == "knowing" else MergedDrafter(knowing, ngram)
+
+    def decode(
+        self, drafter: Drafter, prompts: Sequence[Sequence[int]], params: SamplingParams
+    ) -> tuple[list[list[int]], list[int]]:
+        """Outputs of ``prompts`` decoded together, and how many drafted tokens each round accepted."""
+        engine, accepted = self.engine, []
+        engine.drafter = drafter
+        outputs: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
+        for i, prompt in enumerate(prompts):
+            engine.submit(Request(str(i), tuple(prompt), params))
+        while engine.busy:
+            for output in engine.step().outputs:
+                outputs[output.request_id] += output.tokens
+                accepted.append(output.accepted)
+        return list(outputs.values()), accepted
+
+    def plain(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[int]]:
+        return [self.decode(NoDrafter(), [prompt], params)[0][0] for prompt in prompts]
+
+
+class Knowing(DFlashDrafter):
+    """Drafts the true tokens, but not first; notes what it would have drafted by itself."""
+
+    reference: Tensor
+    """[S+1, T'] each slot's whole text."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.own: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        """By the text so far: the marginals of this draft."""
+
+    def _marginals(
+        self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool
+    ) -> tuple[Tensor, Tensor]:
+        token, score = super()._marginals(state, slot, root, logits, sampled)
+        for number, (i, length) in enumerate(zip(slot.tolist(), (root + 1).tolist(), strict=True)):
+            self.own[tuple(state.tokens[i, :length].tolist())] = (token[number], score[number])
+        place = root.unsqueeze(1) + torch.arange(1, logits.shape[1] + 1)
+        true = self.reference[slot].gather(1, place.clamp_max(self.reference.shape[1] - 1))
+        known = torch.stack(((true + 7) % VOCAB, true), -1)
+        # a wrong token comes before the first true one, so that accepted nodes have to move
+        known[:, 1:] = known[:, 1:].flip(-1)
+        share = torch.tensor([0.9, 0.05]).repeat(logits.shape[1], 1)
+        share[0] = torch.tensor([0.5, 0.45])
+        return known, share.log().expand(known.shape)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["llama-bf16", "qwen3-fp32", "llama-fp32-torch"],
+)
+def setting(
+    request: pytest.FixtureRequest,
+    tiny_target: Callable[[str], Path],
+    random_draft: Callable[..., Path],
+) -> Iterator[Setting]:
+    family, dtype, *without = request.param.split("-")
+    target = tiny_target(family)
+    # a draft that takes part in few tokens, causal; one with all tokens, open; fewer query heads than the target's
+    changes = {"kept": range(0, VOCAB, 2), "causal": True} if family == "qwen3" else {"heads": 2, "kv_heads": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        if without:
+            patch.setattr("redraft.kernels.attention.load_fused", lambda: None)
+            patch.setattr("redraft.kernels.layer_ops.load_fused", lambda: None)
+        elif load_fused() is None:
+            pytest.skip("no C compiler here, so there are no fused kernels")
+        made = Setting(target, random_draft(target, **changes), dtype)
+        made.engine.max_rows = 64
+        yield made
+
+
+def whole(texts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[*text, *output] for text, output in zip(texts, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("params", SAMPLING.values(), ids=SAMPLING)
+def test_output_is_that_of_plain_decoding(setting: Setting, params: SamplingParams) -> None:
+    expected = setting.plain(PROMPTS, params)
+    for kind in KINDS:
+        drafter = setting.drafter(kind, whole(PROMPTS, expected))
+        outputs, accepted = setting.decode(drafter, PROMPTS, params)
+        assert outputs == expected, kind
+        if kind.startswith("knowing"):
+            assert max(accepted) >= 4, kind
+
+
+def test_the_engine_was_built_with_the_draft(setting: Setting) -> None:
+    info, built = setting.engine.info, setting.drafter("merged")
+    assert info.draft == f"random+ngram-{built.version}"
+    assert info.max_nodes == NODES
+    assert setting.engine.scheduler.tree_rows == 2 * NODES + 1
+    assert setting.engine.state.draft_kv.shape[:1] + setting.engine.state.draft_kv.shape[3:] == (
+        setting.checkpoint.config.layers,
+        setting.checkpoint.config.kv_heads,
+        16,
+    )
+
+
+def test_rows_that_do_not_suffice_change_nothing(setting: Setting) -> None:
+    params = SAMPLING["T=0.8"]
+    expected = setting.plain(PROMPTS, params)
+    before = setting.engine.max_rows
+    try:
+        for rows in (1, 5, 9):
+            setting.engine.max_rows = rows
+            for kind in ("tree", "knowing+ngram"):
+                drafter = setting.drafter(kind, whole(PROMPTS, expected))
+                assert setting.decode(drafter, PROMPTS, params)[0] == expected, (rows, kind)
+    finally:
+        setting.engine.max_rows = before
+
+
+@pytest.mark.parametrize(("kind", "temperature"), [("tree", 0.8), ("knowing", 0.0), ("knowing+ngram", 0.8)])
+def test_both_caches_are_those_of_one_prefill(
+    setting: Setting, kind: str, temperature: float, keep_caches: Callable[[Engine], list[tuple[Tensor, Tensor]]]
+) -> None:
+    params = SamplingParams(max_tokens=20, temperature=temperature, seed=3)
+    prompt = PROMPTS[1]
+    kept = keep_caches(setting.engine)
+    (expected,) = setting.plain([prompt], params)
+    drafter = setting.drafter(kind, [[*prompt, *expected]] * SLOTS)
+    setting.decode(drafter, [prompt], params)
+    setting.decode(drafter, [[*prompt, *expected]], SamplingParams(max_tokens=1, temperature=0))
+    plain, speculative, prefilled = kept
+    # the newest token is an anchor still
+    committed = len(prompt) + len(expected) - 1
+    assert committed > PAGE
+    for number, (target, draft) in enumerate((speculative, prefilled)):
+        assert target[:, :, :committed].abs().amax((0, 1, 3, 4)).min() > 0
+        assert draft[:, :, :committed].abs().amax((0, 1, 3, 4)).min() > 0
+        assert torch.equal(target[:, :, :committed], plain[0][:, :, :committed]), number
+    assert not plain[1].any(), "without the draft nothing is kept for it"
+    assert torch.equal(speculative[1][:, :, :committed], prefilled[1][:, :, :committed])
+
+
+@pytest.mark.parametrize(("kind", "temperature"), [("knowing", 0.8), ("knowing+ngram", 0.0)])
+def test_after_many_rounds_the_draft_says_what_it_says_after_a_prefill(
+    setting: Setting, kind: str, temperature: float
+) -> None:
+    """Absorbing, compaction and page tables: a rejected row that lived on would be heard here."""
+    params = SamplingParams(max_tokens=30, temperature=temperature, seed=11)
+    prompts = [*PROMPTS[:2], [8, 8, 8]]
+    expected = setting.plain(prompts, params)
+    texts = whole(prompts, expected)
+    drafter = setting.drafter(kind, texts)
+    knowing = drafter.first if isinstance(drafter, MergedDrafter) else drafter
+    assert isinstance(knowing, Knowing)
+    outputs, accepted = setting.decode(drafter, prompts, params)
+    assert outputs == expected
+    assert max(accepted) >= 4
+    begun = {len(p): p for p in prompts}
+    later = [t for t in knowing.own if any(len(t) > n + 5 and [*t[:n]] == p for n, p in begun.items())]
+    assert len(later) >= 6
+    seen, knowing.own = knowing.own, {}
+    for text in later[:: len(later) // 6]:
+        setting.decode(drafter, [text], replace(params, max_tokens=1))
+        for now, then in zip(knowing.own[text], seen[text], strict=True):
+            assert torch.equal(now, then), len(text)
+
+
+def test_nothing_is_left_behind(setting: Setting) -> None:
+    """The block may reach beyond the tree, into a page of its own."""
+    setting.engine.state.kv[:, :, :PAGE] = 0
+    for kind, limit in (("tree", 7), ("chain", 12), ("merged", 4)):
+        setting.decode(setting.drafter(kind), [list(range(120)), [4] * 126], SamplingParams(max_tokens=limit))
+        for kv in (setting.engine.state.kv, setting.engine.state.draft_kv):
+            assert not kv[:, :, PAGE:].any(), kind
+
+
+def test_same_seed_same_text_beside_others_that_come_and_go(setting: Setting) -> None:
+    engine = setting.engine
+    params = SamplingParams(max_tokens=30, temperature=0.9, seed=7)
+    (alone,) = setting.plain([[8, 8, 8]], params)
+    engine.drafter = setting.drafter("knowing+ngram", [[8, 8, 8, *alone]] * SLOTS)
+    engine.submit(Request("watched", (8, 8, 8), params))
+    got: list[int] = []
+    number = 0
+    while engine.busy:
+        if number % 2 == 0 and number < 20:
+            other = SamplingParams(max_tokens=number % 7 + 1, temperature=(number % 3) / 2, seed=number)
+            engine.submit(Request(f"n{number}", tuple(range(number, number + 60)), other))
+        if number == 5:
+            engine.cancel("n4")
+        for output in engine.step().outputs:
+            if output.request_id == "watched":
+                got += output.tokens
+        number += 1
+    assert got == alone
+
+
+def test_limits_and_ends_inside_an_accepted_run(setting: Setting) -> None:
+    engine, prompt = setting.engine, [3, 1, 4]
+    params = SamplingParams(max_tokens=9, temperature=0)
+    (expected,) = setting.plain([prompt], params)
+    drafter = setting.drafter("knowing", [[*prompt, *expected]] * SLOTS)
+    for cut in range(1, 8):
+        assert setting.decode(drafter, [prompt], replace(params, max_tokens=cut))[0] == [expected[:cut]]
+    eos = engine.state.eos
+    try:
+        for token in dict.fromkeys(expected):
+            engine.state.eos = torch.tensor([token])
+            assert setting.decode(drafter, [prompt], params)[0] == [expected[: expected.index(token) + 1]]
+    finally:
+        engine.state.eos = eos

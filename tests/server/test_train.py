@@ -1,0 +1,373 @@
+"""``redraft train sft`` on a tiny target: what it leaves behind, going on, stopping, and its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from redraft.benchmarks.tiny import CONTEXT, VOCAB, make_tiny_target
+from redraft.drafts.checkpoint import read_draft
+from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.training.data import Text
+from redraft.drafts.training.settings import SftSettings
+from redraft.drafts.training.sft import Sft
+from redraft.server import train_cli
+from redraft.server.cli import app
+from redraft.server.engine.target.digest import weights_digest
+from redraft.server.text import TextTokenizer
+from redraft.server.train import ChatEncode, RunOptions, development
+
+SIZES = [
+    *("--taps", "0,1", "--layers", "1", "--block-size", "4", "--vocab", "64", "--max-length", "48", "--batch", "2"),
+    *("--anchors", "4", "--save-every", "2", "--measure-every", "2", "--device", "cpu"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_target(tmp_path_factory.mktemp("target") / "tiny", tokenizer=True)
+
+
+def row(seed: int, length: int = 12, **extra: object) -> dict[str, Any]:
+    ids = torch.randint(VOCAB, (length + 3,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {"prompt_ids": ids[:3], "response_ids": ids[3:], "temperature": 0.0} | extra
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    written = {"prompt": "Say hello.", "response": "hello hello hello hello", "finish_reason": "stop"}
+    return write(tmp_path / "data.jsonl", *(row(n) for n in range(4)), written)
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Path:
+    return write(tmp_path / "dev.jsonl", *(row(n, source=f"s{n % 2}") for n in range(100, 104)))
+
+
+@pytest.fixture
+def sft(target: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the command; what it is given comes after the defaults here, and wins."""
+    monkeypatch.setenv("REDRAFT_CACHE", str(tmp_path / "cache"))
+    runner = CliRunner()
+
+    def run(*options: str | Path, steps: int = 4) -> Result:
+        given = ["--target", str(target), "--data", str(data), "--out", str(tmp_path / "out"), "--steps", str(steps)]
+        return runner.invoke(app, ["train", "sft", *given, *SIZES, *map(str, options)])
+
+    return run
+
+
+def logged(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "state" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_draft_that_can_be_served(sft, target: Path, dev: Path, tmp_path: Path) -> None:
+    result = sft("--dev", dev, "--causal")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert "5 texts with " in result.stderr
+    assert "4 held-out greedy answers" in result.stderr
+    assert re.search(r"step 4/4 loss \d+\.\d+, \d+ labels/s, τ \d\.\d{3}\n", result.stderr)
+    draft = read_draft(tmp_path / "out" / "draft")
+    config = draft.config
+    assert (config.layers, config.block_size, config.taps, config.causal) == (1, 4, (0, 1), True)
+    assert (config.vocab, config.draft_vocab, config.mask_token_id, config.target_layers) == (VOCAB, 64, 16, 2)
+    assert len(config.tree_temperatures) == 3
+    assert draft.vocabulary is not None
+    assert VOCAB - 1 in draft.vocabulary.tolist(), "the end of a turn can always be drafted"
+    card = draft.card
+    assert (card["target"], card["target_sha"]) == ("tiny", weights_digest(target))
+    assert (card["steps"], card["texts"], card["data"]) == (4, 5, ["data.jsonl"])
+    assert card["development_tau"] >= 1
+    assert card["settings"]["block_size"] == 4
+    assert logged(tmp_path / "out") == [1, 2, 3, 4]
+
+
+def test_the_same_command_goes_on_and_then_has_nothing_to_do(sft, tmp_path: Path) -> None:
+    assert sft(steps=2).exit_code == 0
+    first = read_draft(tmp_path / "out" / "draft").version
+    longer = sft(steps=5)
+    assert longer.exit_code == 0
+    assert "going on from step 2" in longer.stderr
+    assert logged(tmp_path / "out") == [1, 2, 3, 4, 5]
+    second = read_draft(tmp_path / "out" / "draft")
+    assert second.version != first
+    assert second.card["development_tau"] is None, "nothing was held out"
+    again = sft(steps=5)
+    assert again.exit_code == 0
+    assert read_draft(tmp_path / "out" / "draft").version == second.version
+    assert logged(tmp_path / "out") == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_after_the_step_with_everything_saved(sft, tmp_path, monkeypatch, number: int) -> None:
+    whole, handlers = Sft.step, [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def step(run: Sft) -> None:
+        if run.progress.step == 2:
+            signal.raise_signal(number)
+        whole(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sft, "step", step)
+        stopped = sft(steps=5)
+    assert stopped.exit_code == 0, stopped.output
+    assert "stopped at step 3, saved; the same command goes on from there" in stopped.stderr
+    assert [path.name for path in (tmp_path / "out" / "state").glob("step-*")] == ["step-00000003"]
+    assert not (tmp_path / "out" / "draft").exists()
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    cut = sft(steps=5)
+    assert "going on from step 3" in cut.stderr
+    sft("--out", tmp_path / "whole", steps=5)
+    drafts = [read_draft(tmp_path / name / "draft") for name in ("out", "whole")]
+    assert drafts[0].version == drafts[1].version, "stopping changed the numbers"
+
+
+def test_ctrl_c_as_a_user_presses_it(target: Path, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from redraft.server.cli import main; main()", "train", "sft"]
+    given = ["--target", target, "--data", data, "--out", tmp_path / "out", "--steps", "1000000", *SIZES]
+    environment = os.environ | {"REDRAFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *map(str, given)], stderr=subprocess.PIPE, text=True, env=environment)
+    log, deadline = tmp_path / "out" / "state" / "log.jsonl", time.monotonic() + 240
+    try:
+        while not log.is_file() or log.read_text().count("\n") < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    found = re.search(r"stopped at step (\d+), saved", errors)
+    assert process.returncode == 0, errors
+    assert found, errors
+    assert (tmp_path / "out" / "state" / f"step-{int(found[1]):08}").is_dir()
+    assert logged(tmp_path / "out") == list(range(1, int(found[1]) + 1))
+
+
+def one_line(result: Result) -> str:
+    """The error as the user sees it, after the lines that tell what is going on."""
+    assert result.exit_code == 2, result.output
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("redraft: "), result.stderr
+    assert "Traceback" not in result.stderr
+    return last
+
+
+def test_prompts_of_development_must_not_be_trained_on(sft, tmp_path: Path) -> None:
+    overlapping = write(tmp_path / "both.jsonl", row(1), row(200))
+    error = one_line(sft("--dev", overlapping))
+    assert "1 development prompts are also in the training data" in error
+    assert not (tmp_path / "out").exists()
+
+
+LONG = CONTEXT + 20
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no-target": (["--target", "/no/such/folder"], "there is no folder /no/such/folder"),
+    "no-data": (["--data", "{tmp}/gone.jsonl"], "gone.jsonl: cannot be read"),
+    "not-json": (["--data", "{tmp}/broken.jsonl"], "broken.jsonl, line 2: not JSON"),
+    "id-out-of-range": (["--data", "{tmp}/ids.jsonl"], "ids.jsonl, line 1: a token id is not in the target's voc"),
+    "nothing-greedy": (["--dev", "{tmp}/sampled.jsonl"], "no answer at temperature 0"),
+    "dev-gone": (["--dev", "{tmp}/gone.jsonl"], "gone.jsonl: cannot be read"),
+    "taps": (["--taps", "0,2"], "taps (0, 2) are not different layers of a target of 2"),
+    "taps-twice": (["--taps", "1,1"], "taps (1, 1) are not different layers"),
+    "too-shallow": (["--taps", "", "--tap-count", "3"], "a target of 2 layers is too shallow for 3 taps"),
+    "copied": (["--copied", "0,1"], "1 layers cannot be copied from the target's [0, 1]"),
+    "mask": (["--mask-token-id", str(VOCAB)], f"mask token {VOCAB} is not in the target's vocabulary of {VOCAB}"),
+    "rate": (["--rate", "0"], "rate, gamma and clip must be above 0"),
+    "too-long": (
+        ["--data", "{tmp}/long.jsonl", "--max-length", "4000"],
+        f"a text has {LONG + 3} tokens and the target reads at most {CONTEXT}",
+    ),
+    "out-is-a-file": (["--out", "{tmp}/data.jsonl"], "data.jsonl/"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_are_one_line(sft, tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "broken.jsonl", row(1), '{"prompt": \n')
+    write(tmp_path / "ids.jsonl", {"prompt_ids": [1], "response_ids": [2, VOCAB]})
+    write(tmp_path / "sampled.jsonl", row(300, temperature=0.8))
+    write(tmp_path / "long.jsonl", row(1, LONG))
+    options, message = MISTAKES[kind]
+    assert message in one_line(sft(*(option.replace("{tmp}", str(tmp_path)) for option in options)))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--taps", "1,x"], "--taps"),
+        (["--copied", "last"], "--copied"),
+        (["--rate", "nan"], "--rate"),
+        (["--output-scale", "inf"], "--output-scale"),
+        (["--soft", "2"], "--soft"),
+        (["--block-size", "1"], "--block-size"),
+        (["--optimiser", "sgd"], "--optimiser"),
+    ],
+)
+def test_values_no_option_takes(sft, options: list[str], named: str) -> None:
+    result = sft(*options)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_another_run_in_the_same_folder_is_refused(sft, tmp_path: Path) -> None:
+    assert sft(steps=1).exit_code == 0
+    error = one_line(sft("--rate", "0.001", "--soft", "0.1", steps=1))
+    assert "other rate, soft;" in error.replace("soft, rate", "rate, soft")
+    other = write(tmp_path / "other.jsonl", row(7))
+    assert "other texts;" in one_line(sft("--data", other, steps=1)).replace("other texts, ", "other texts;")
+
+
+def test_a_full_disk_at_the_end_loses_nothing(sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("redraft.server.train.write_draft", full)
+        error = one_line(sft(steps=2))
+    assert "the draft could not be written" in error
+    assert "run the same command again" in error
+    assert sft(steps=2).exit_code == 0
+    assert read_draft(tmp_path / "out" / "draft").card["steps"] == 2
+    assert logged(tmp_path / "out") == [1, 2]
+
+
+def test_training_with_a_bf16_target_on_a_cpu(sft, dev: Path, tmp_path: Path) -> None:
+    result = sft("--dtype", "bf16", "--dev", dev, steps=2)
+    assert result.exit_code == 0, result.output
+    assert "training in bfloat16" in result.stderr
+    assert read_draft(tmp_path / "out" / "draft").card["development_tau"] >= 1
+
+
+GIVEN: dict[str, tuple[str, Any]] = {
+    "layers": ("3", 3),
+    "block_size": ("7", 7),
+    "taps": ("4,2", (4, 2)),
+    "tap_count": ("2", 2),
+    "causal": ("", True),
+    "vocab": ("77", 77),
+    "mask_token_id": ("9", 9),
+    "copied": ("5,6,7", (5, 6, 7)),
+    "output_scale": ("0.7", 0.7),
+    "steps": ("11", 11),
+    "batch": ("3", 3),
+    "micro_batch": ("2", 2),
+    "anchors": ("8", 8),
+    "max_length": ("99", 99),
+    "optimiser": ("adamw", "adamw"),
+    "rate": ("0.125", 0.125),
+    "weight_decay": ("0.5", 0.5),
+    "clip": ("2.5", 2.5),
+    "warmup": ("6", 6),
+    "decay_share": ("0.75", 0.75),
+    "weights": ("uniform", "uniform"),
+    "gamma": ("9.5", 9.5),
+    "alpha": ("0.25", 0.25),
+    "soft": ("0.0", 0.0),
+    "seed": ("42", 42),
+}
+"""Every setting as an option gives it, none at its default."""
+
+
+class TestOptions:
+    """Every option reaches the run."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+        made: list[tuple[Any, ...]] = []
+        monkeypatch.setattr("redraft.server.train.train_sft", lambda *args: made.append(args))
+        monkeypatch.setattr(
+            "redraft.server.engine.target.resolve.resolve_target",
+            lambda target, revision, offline: made.append((target, revision, offline)),
+        )
+        return made
+
+    def run(self, *options: str) -> None:
+        result = CliRunner().invoke(app, ["train", "sft", *options])
+        assert result.exit_code == 0, result.output
+
+    def test_all_settings_are_options(self, calls) -> None:
+        assert set(GIVEN) == {field.name for field in dataclasses.fields(SftSettings)}
+        assert not [n for n, (_, value) in GIVEN.items() if value == getattr(SftSettings(), n)]
+        options = [part for name, (text, _) in GIVEN.items() for part in (f"--{name.replace('_', '-')}", text) if part]
+        self.run("--data", "a", "--data", "b", "--dev", "c", "--out", "o", *options)
+        _, (_, data, dev, settings, options_made, device, dtype) = calls
+        assert {name: getattr(settings, name) for name in GIVEN} == {name: value for name, (_, value) in GIVEN.items()}
+        assert (data, dev, device, dtype) == ([Path("a"), Path("b")], [Path("c")], "auto", "auto")
+        assert options_made.out == Path("o")
+
+    def test_what_changes_no_number(self, calls) -> None:
+        plain = ["--data", "a", "--out", "o"]
+        self.run(*plain, "--measure-every", "7", "--save-every", "9", "--dev-limit", "3", "--no-keep-states")
+        self.run(*plain, "--keep-states", "--device", "cpu", "--dtype", "bf16", "--target", "x", "--offline")
+        self.run(*plain, "--target", "owner/name", "--revision", "v2")
+        assert calls[1][4] == RunOptions(Path("o"), keep_states=False, measure_every=7, save_every=9, dev_limit=3)
+        assert calls[3][4].keep_states is True
+        assert calls[3][5:] == ("cpu", "bf16")
+        assert (calls[2], calls[4]) == (("x", None, True), ("owner/name", "v2", False))
+
+    def test_defaults_are_those_of_the_settings(self, calls) -> None:
+        self.run("--data", "a", "--out", "o")
+        _, (_, data, dev, settings, options, *_rest) = calls
+        assert (data, dev) == ([Path("a")], [])
+        assert settings == SftSettings()
+        assert options == RunOptions(Path("o"))
+
+    def test_help_lists_every_option(self) -> None:
+        text = CliRunner().invoke(app, ["train", "sft", "--help"], env={"COLUMNS": "200"}).output
+        for name in inspect.signature(train_cli.sft).parameters:
+            assert re.search(rf"^ +(\*  )?--{name.replace('_', '-')}\b", text, re.MULTILINE), name
+        assert "sft" in CliRunner().invoke(app, ["train", "--help"]).output
+
+
+def test_development_takes_greedy_answers_of_every_source() -> None:
+    def text(source: str, temperature: float = 0.0, answer: int = 9) -> Text:
+        return Text(tuple(range(3 + answer)), 3, source, temperature)
+
+    texts = [text("a", answer=n) for n in (5, 6, 7)] + [text("b", 0.8), text("b", answer=30), text("b", answer=8)]
+    chosen = development(texts, RunOptions(Path("o"), dev_limit=4, dev_tokens=10))
+    assert [(t.source, len(t.tokens) - 3) for t in chosen] == [("a", 5), ("a", 6), ("b", 10), ("b", 8)]
+    assert all(t.tokens == tuple(range(len(t.tokens))) and t.prompt == 3 for t in chosen)
+    with pytest.raises(DraftError, match="no answer at temperature 0"):
+        development([text("b", 0.8)], RunOptions(Path("o")))
+
+
+def test_rows_without_ids_are_encoded_as_the_server_would(target: Path) -> None:
+    tokenizer = TextTokenizer.from_folder(target)
+    encode = ChatEncode(tokenizer, VOCAB - 1)
+    assert tokenizer.chat_template is not None
+    prompt = encode.prompt("Hi.")
+    assert prompt == tokenizer.encode("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n", special_tokens=False)
+    assert encode.response("Hello", ended=False) == tokenizer.encode("Hello")
+    assert encode.response("Hello", ended=True) == (*tokenizer.encode("Hello"), VOCAB - 1)
