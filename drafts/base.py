@@ -41,8 +41,7 @@ class DraftState:
 class Candidates:
     """A tree of W nodes for every slot, of which ``pack_tree`` keeps the best of the whole batch.
 
-    Node 0 is the root and carries the anchor.  A drafter with a best branch puts it first, so that a chain's node i has
-    depth i.
+    Node 0 is the root and carries the anchor.  In a chain node i has depth i.
     """
 
     token: Tensor

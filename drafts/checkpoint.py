@@ -96,6 +96,8 @@ def _check(config: DFlashConfig, tensors: dict[str, Tensor], folder: Path) -> No
         if name != "d2t" and not bool(tensors[name].isfinite().all()):
             raise DraftError(f"{folder}: {name} holds values that are not finite")
     if "d2t" in wanted:
+        if tensors["d2t"].is_floating_point():
+            raise DraftError(f"{folder}: d2t is {tensors['d2t'].dtype}, not whole numbers")
         ids = torch.arange(config.draft_vocab) + tensors["d2t"].long()
         if not bool(((ids >= 0) & (ids < config.vocab)).all()) or len(set(ids.tolist())) != len(ids):
             raise DraftError(f"{folder}: d2t does not map to {config.draft_vocab} different ids below {config.vocab}")

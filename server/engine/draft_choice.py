@@ -29,8 +29,8 @@ MAX_NODES = {"cpu": 5, "cuda": 15}
 """Drafted nodes per request and round: on the CPU 6 rows cost what 1 does (docs/log.md)."""
 TRAIN = "'redraft train sft --help' says how to train one"
 
-Make = Callable[[Tensor, Tensor, int], Drafter]
-"""Of the target's embedding and head [V, H] and the bound of positions."""
+Make = Callable[[Tensor, Callable[[], Tensor], int], Drafter]
+"""Of the target's embedding [V, H], what reads its head [V, H] if that is wanted, and the bound of positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
     nodes = config.max_nodes if config.max_nodes is not None else MAX_NODES[device.type]
     if config.draft == "none" or nodes == 0:
         return DraftChoice("draft: none, plain decoding as asked", 0, 0, lambda *_: NoDrafter())
-    if not 1 <= nodes <= MAX_DRAFTED // 2:
-        raise RedraftError(f"--max-nodes must lie in 0 ... {MAX_DRAFTED // 2}, not {nodes}")
+    if not 1 <= nodes <= MAX_DRAFTED:
+        raise RedraftError(f"--max-nodes must lie in 0 ... {MAX_DRAFTED}, not {nodes}")
 
     def ngram() -> NgramDrafter:
         return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes)
@@ -70,10 +70,14 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         _fits(checkpoint, spec, folder)
     except DraftError as error:
         raise RedraftError(str(error)) from None
-    name = str(checkpoint.card.get("name") or folder.name)
+    name = str(checkpoint.card.get("name") or _folder_name(folder))
+    if config.draft_ngram and nodes > MAX_DRAFTED // 2:
+        raise RedraftError(
+            f"--max-nodes must lie in 0 ... {MAX_DRAFTED // 2} with n-gram lookup in the tree, not {nodes}"
+        )
 
-    def trained(embedding: Tensor, head: Tensor, positions: int) -> Drafter:
-        block = DFlashDrafter(checkpoint, embedding, head, positions, nodes, name, config.draft_branch)
+    def trained(embedding: Tensor, head: Callable[[], Tensor], positions: int) -> Drafter:
+        block = DFlashDrafter(checkpoint, embedding, head(), positions, nodes, name, config.draft_branch)
         return MergedDrafter(block, ngram()) if config.draft_ngram else block
 
     found = "the shipped draft for these weights" if folder == shipped else "as asked"
@@ -92,6 +96,13 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
             weights=_parameters(checkpoint),
         ),
     )
+
+
+def _folder_name(folder: Path) -> str:
+    """What to call a draft without a card; the hub's cache names its folders by commit."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

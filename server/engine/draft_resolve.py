@@ -31,10 +31,14 @@ def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = 
         return draft
     if draft is None:
         return _default(target, offline)
-    folder = Path(draft).expanduser()
-    if draft and folder.is_dir():
+    try:
+        folder = Path(draft).expanduser()
+        is_folder, exists = bool(draft) and folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, an unknown user
+        raise RedraftError(f"--draft {draft[:80]}: {error}") from None
+    if is_folder:
         return str(folder.resolve())
-    if not folder.exists() and HUB_ID.fullmatch(draft):
+    if not exists and HUB_ID.fullmatch(draft):
         return str(fetch_snapshot(draft, None, offline, _check_config))
     raise RedraftError(
         f"there is no folder {draft}; --draft takes a folder with a trained draft, a hub id (owner/name), ngram or none"

@@ -67,7 +67,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
             context=choice.context,
         )
         target = Target(spec, weights, state.positions)
-        drafter = choice.make(weights.embedding, head_tensor(folder, spec, weights), state.positions)
+        drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), state.positions)
         make_attention = cpu_attention if device.type == "cpu" else twin_attention
         notes = [why_device, why_dtype, choice.why, f"kernels: {target.ops.name}"]
         differing = differences(target, make_attention) if config.self_check else []

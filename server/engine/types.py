@@ -79,7 +79,7 @@ class EngineInfo:
     max_model_len: int
     max_num_seqs: int
     max_nodes: int
-    """Largest number of drafted nodes per request and round."""
+    """Drafted nodes a request has verified in a round when it runs alone; beside others it may get more or fewer."""
     eos_token_ids: tuple[int, ...]
     fingerprint: str
     """Names the class within which output is bit for bit reproducible: weights, dtype, kernels, architecture."""

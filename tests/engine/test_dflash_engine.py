@@ -70,7 +70,7 @@ class Setting:
         if not kind.startswith("knowing"):
             config = replace(self.config, draft_branch=1 if kind == "chain" else 8, draft_ngram=kind == "merged")
             choice = choose_draft(config, self.spec, CPU)
-            return choice.make(self.embedding, self.head, positions)
+            return choice.make(self.embedding, lambda: self.head, positions)
         width = max(map(len, texts))
         reference = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts] + [[0] * width])
         knowing = Knowing(self.checkpoint, self.embedding, self.head, positions, NODES)

@@ -68,7 +68,7 @@ def test_a_folder_serves_with_ngram_lookup_beside_it_or_alone(config: EngineConf
     assert alone.why == "draft: mine, as asked"
     assert (alone.nodes, alone.candidates) == (7, 7)
     embedding = torch.zeros(512, 64)
-    merged, block = (choice.make(embedding, embedding, 64) for choice in (both, alone))
+    merged, block = (choice.make(embedding, lambda: embedding, 64) for choice in (both, alone))
     assert isinstance(merged, MergedDrafter)
     assert merged.max_nodes == 10
     assert isinstance(block, DFlashDrafter)
@@ -91,10 +91,16 @@ def test_nothing_is_drafted_if_so_asked(config: EngineConfig, draft: Path) -> No
     assert engine.state.draft_kv.numel() == 0
 
 
-@pytest.mark.parametrize("nodes", [-1, 32, 1000])
+@pytest.mark.parametrize("nodes", [-1, 64, 1000])
 def test_a_number_of_nodes_that_cannot_be_is_refused(config: EngineConfig, nodes: int) -> None:
-    with pytest.raises(RedraftError, match=rf"--max-nodes must lie in 0 \.\.\. 31, not {nodes}"):
+    with pytest.raises(RedraftError, match=rf"--max-nodes must lie in 0 \.\.\. 63, not {nodes}"):
         choose(config, draft="ngram", max_nodes=nodes)
+
+
+def test_two_trees_in_one_have_room_for_half_as_many_nodes_each(config: EngineConfig, draft: Path) -> None:
+    with pytest.raises(RedraftError, match=r"0 \.\.\. 31 with n-gram lookup in the tree, not 32"):
+        choose(config, draft=str(draft), max_nodes=32)
+    assert choose(config, draft=str(draft), max_nodes=32, draft_ngram=False).candidates == 32
 
 
 @pytest.mark.usefixtures("shipped")

@@ -122,7 +122,7 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_an_unknown_draft_is_refused(random_target: Callable[[str], Path]) -> None:
     async def check() -> None:
-        with pytest.raises(RedraftError, match="some/eagle: no config.json; a draft is a folder"):
+        with pytest.raises(RedraftError, match=r"some/eagle: no config\.json; a draft is a folder"):
             async with running(random_target("llama"), draft="some/eagle"):
                 pass
 

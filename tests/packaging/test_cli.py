@@ -22,6 +22,7 @@ from redraft.server.settings import ServerSettings
 SERVE_OPTIONS = (
     "target",
     "draft",
+    "draft-ngram",
     "revision",
     "offline",
     "dtype",
