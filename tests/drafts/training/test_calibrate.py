@@ -9,8 +9,10 @@ from redraft.drafts.training.calibrate import GRID, fit_temperatures
 KEPT = [0, 2, 3, 5, 7, 8, 11, 15, 19, 20, 21, 22, 28, 30, 31, 33, 36]
 
 
-def test_each_depth_takes_the_likeliest_temperature(make_run, tmp_path: Path) -> None:
-    run = make_run(tmp_path, kept=KEPT)
+def test_each_depth_takes_the_likeliest_temperature(make_run, make_texts, tmp_path: Path) -> None:
+    dev = make_texts((2, 24), (5, 20), (3, 30), seed=3)
+    run = make_run(tmp_path, kept=KEPT, texts=dev, dev=dev, steps=30)
+    run.run(lambda progress: None, lambda: False, 99, 99)  # a draft that knows nothing wants the largest everywhere
     total = torch.zeros(3, len(GRID), dtype=torch.float64)
     with torch.no_grad():
         for text in run.dev:
@@ -23,7 +25,7 @@ def test_each_depth_takes_the_likeliest_temperature(make_run, tmp_path: Path) ->
                 for k, token in enumerate(text.tokens[anchor + 1 : anchor + 4]):
                     if token not in KEPT:
                         break
-                    logits = (run.teacher.head[KEPT] @ hidden[k]).double()
+                    logits = (run.vocabulary.head @ hidden[k]).double()
                     for i, temperature in enumerate(GRID):
                         total[k, i] += before * (logits / temperature).log_softmax(0)[KEPT.index(token)].item()
                     before *= logits.softmax(0)[KEPT.index(token)].item()
