@@ -6,12 +6,23 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from redraft.server.engine.types import RedraftError
-from redraft.server.options import DEFAULT_TARGET, Device, Draft, DraftNgram, Dtype, Nodes, NumSeqs, Target, finite
+from redraft.server.options import (
+    DEFAULT_TARGET,
+    Device,
+    Draft,
+    DraftNgram,
+    Dtype,
+    Nodes,
+    NumSeqs,
+    Target,
+    finite,
+    on_command_line,
+)
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -68,6 +79,7 @@ def speed(
     """
     from redraft.benchmarks.prompts import read_prompts
     from redraft.benchmarks.speed import INTERRUPTED, Settings, Sinks, engine_contest, run, server_contest
+    from redraft.server.engine.configure import configure
 
     if not math.isfinite(temperature):
         raise RedraftError(f"--temperature {temperature} is not a number to divide by; give 0 for greedy, or 0.8, say")
@@ -79,7 +91,16 @@ def speed(
     if url:
         contest = server_contest(url, plain_url, model, api_key)
     else:
-        contest = engine_contest(_config(target, draft, draft_ngram, draft_branch, max_nodes, dtype, device))
+        config = replace(
+            configure(target, draft),
+            draft_ngram=draft_ngram,
+            draft_branch=draft_branch,
+            dtype=dtype,
+            device=device,
+            max_num_seqs=1,
+            max_nodes=max_nodes,
+        )
+        contest = engine_contest(config)
     try:
         with contest as opened:
             run(opened, files, settings, sinks, ["redraft", *sys.argv[1:]])
@@ -110,52 +131,22 @@ def acceptance(
     """
     from redraft.benchmarks.acceptance import acceptance as measure
     from redraft.benchmarks.prompts import read_prompts
+    from redraft.server.engine.configure import configure
     from redraft.server.engine.types import SamplingParams
 
     files = [read_prompts(path, limit, multi_turn=False) for path in prompts]
-    config = replace(_config(target, draft, True, 8, max_nodes, dtype, device), max_num_seqs=max_num_seqs)
+    config = replace(
+        configure(target, draft), dtype=dtype, device=device, max_nodes=max_nodes, max_num_seqs=max_num_seqs
+    )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     measure(config, files, params, json_file, ["redraft", *sys.argv[1:]])
 
 
 def _check_options(context: typer.Context, url: str | None) -> None:
     """Refuse options that would be ignored."""
-    given = [name for name, value in context.params.items() if _on_command_line(context, name) and value is not None]
+    given = [name for name, value in context.params.items() if on_command_line(context, name) and value is not None]
     idle = [name for name in given if name in (ENGINE_OPTIONS if url else SERVER_OPTIONS)]
     if idle:
         option = "--" + idle[0].replace("_", "-")
         reason = "says how this process decodes, but --url measures a server" if url else "needs --url"
         raise RedraftError(f"{option} {reason}; leave one of them out" if url else f"{option} {reason}")
-
-
-def _on_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _config(
-    target: str,
-    draft: str | None,
-    draft_ngram: bool,
-    draft_branch: int,
-    max_nodes: int | None,
-    dtype: str,
-    device: str,
-) -> Any:
-    from redraft.server.engine.config import EngineConfig
-    from redraft.server.engine.draft_resolve import resolve_draft
-    from redraft.server.engine.target.resolve import resolve_target
-
-    resolved = resolve_target(target)
-    return EngineConfig(
-        target=str(resolved.path),
-        target_name=resolved.name,
-        target_sha=resolved.sha,
-        draft=resolve_draft(draft, resolved),
-        draft_ngram=draft_ngram,
-        draft_branch=draft_branch,
-        dtype=dtype,
-        device=device,
-        max_num_seqs=1,
-        max_nodes=max_nodes,
-    )

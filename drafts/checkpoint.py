@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from redraft.drafts.dflash_config import DFlashConfig, DraftError, from_json, to_json
-from redraft.drafts.shipped import CARD, read_card
+from redraft.drafts.shipped import CARD, read_card, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -50,8 +50,10 @@ class Checkpoint:
 
 def read_draft(folder: Path) -> Checkpoint:
     """Load a draft; ``DraftError`` says what is wrong with it."""
-    raw = _json(folder / CONFIG)
-    config = from_json(raw, str(folder / CONFIG))
+    path = folder / CONFIG
+    if not path.is_file():
+        raise DraftError(f"{folder}: no {CONFIG}; a draft is a folder with {CONFIG} and {WEIGHTS}")
+    config = from_json(read_json(path), str(path))
     tensors: dict[str, Tensor] = {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -65,18 +67,6 @@ def read_draft(folder: Path) -> Checkpoint:
     _check(config, tensors, folder)
     kept = {name: tensors[name] for name in config.shapes}
     return Checkpoint(config, kept, read_card(folder))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DraftError(f"{path.parent}: no {path.name}; a draft is a folder with {CONFIG} and {WEIGHTS}") from None
-    except (OSError, ValueError) as error:
-        raise DraftError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(raw, dict):
-        raise DraftError(f"{path}: not a JSON object")
-    return raw
 
 
 def _check(config: DFlashConfig, tensors: dict[str, Tensor], folder: Path) -> None:

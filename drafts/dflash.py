@@ -30,6 +30,20 @@ NOISED = 32
 """Of these likeliest tokens of a row the keyed noise is computed at T > 0."""
 
 
+def context_of(checkpoint: Checkpoint) -> Context:
+    """What a draft keeps of the text.  Serving has a head of its own and keys' and values' projections twice."""
+    config = checkpoint.config
+    own = sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if name != "d2t")
+    return Context(
+        taps=config.taps,
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        reach=config.block_size,
+        weights=own + ((config.draft_vocab or config.vocab) + 2 * config.layers * config.kv_width) * config.hidden,
+    )
+
+
 class DFlashDrafter:
     """Serves one draft to one engine."""
 
@@ -49,6 +63,7 @@ class DFlashDrafter:
         ``DraftError`` if the draft is not one for this target.
         """
         self.config = config = checkpoint.config
+        self.context = context_of(checkpoint)
         if embedding.shape != (config.vocab, config.hidden):
             raise DraftError(
                 f"{name} is a draft for a target with {config.vocab} tokens and hidden size {config.hidden}, "
@@ -68,17 +83,6 @@ class DFlashDrafter:
             return layer_ops(cos, sin, eps=config.norm_eps, dtype=embedding.dtype, **sizes)
 
         self.block_ops, self.context_ops = ops(config.heads), ops(0)
-
-    @property
-    def context(self) -> Context:
-        config = self.config
-        return Context(
-            taps=config.taps,
-            layers=config.layers,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            reach=config.block_size,
-        )
 
     def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
         """Write the context's keys and values of all layers (§3, KV injection)."""

@@ -24,12 +24,15 @@ def shipped_for(target_sha: str) -> Path | None:
 def read_card(folder: Path) -> dict[str, Any]:
     """What a draft says of itself; empty where its folder has no card."""
     path = folder / CARD
-    if not path.is_file():
-        return {}
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; ``DraftError`` says what else is there."""
     try:
-        card = json.loads(path.read_text())
+        raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DraftError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(card, dict):
+    if not isinstance(raw, dict):
         raise DraftError(f"{path}: not a JSON object")
-    return card
+    return raw

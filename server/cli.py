@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from redraft.server import train_cli
 from redraft.server.data import cli as data_cli
-from redraft.server.engine.config import EngineConfig
 from redraft.server.options import (
     DEFAULT_TARGET,
     Device,
@@ -80,17 +80,12 @@ def serve(
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():
         from redraft.server import launch
-        from redraft.server.engine.draft_resolve import resolve_draft
-        from redraft.server.engine.target.resolve import resolve_target
+        from redraft.server.engine.configure import configure
 
         launch.check_address(host, port)
         keys = launch.check_keys(api_key or [])
-        resolved = resolve_target(target, revision=revision, offline=offline)
-        config = EngineConfig(
-            target=str(resolved.path),
-            target_name=resolved.name,
-            target_sha=resolved.sha,
-            draft=resolve_draft(draft, resolved, offline=offline),
+        config = replace(
+            configure(target, draft, revision=revision, offline=offline),
             draft_ngram=draft_ngram,
             dtype=dtype,
             device=device,
@@ -99,7 +94,7 @@ def serve(
             max_nodes=max_nodes,
             gpu_memory_utilization=gpu_memory_utilization,
         )
-        launch.serve(config, launch.server_settings(served_model_name or resolved.name, host, port, keys))
+        launch.serve(config, launch.server_settings(served_model_name or config.target_name, host, port, keys))
 
 
 @app.command()
@@ -130,16 +125,11 @@ def generate(
     """Stream one answer to the terminal, then tell how fast it came and what the draft was worth."""
     with mendable_errors():
         from redraft.server import generate as command
-        from redraft.server.engine.draft_resolve import resolve_draft
-        from redraft.server.engine.target.resolve import resolve_target
+        from redraft.server.engine.configure import configure
         from redraft.server.engine.types import SamplingParams
 
-        resolved = resolve_target(target, revision=revision, offline=offline)
-        config = EngineConfig(
-            target=str(resolved.path),
-            target_name=resolved.name,
-            target_sha=resolved.sha,
-            draft=resolve_draft(draft, resolved, offline=offline),
+        config = replace(
+            configure(target, draft, revision=revision, offline=offline),
             draft_ngram=draft_ngram,
             dtype=dtype,
             device=device,

@@ -21,6 +21,12 @@ def finite(value: float) -> float:
     return value
 
 
+def on_command_line(context: typer.Context, name: str) -> bool:
+    """Whether the parameter ``name`` was given, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 Target = Annotated[
     str,
     typer.Option(

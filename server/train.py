@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +12,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from redraft.drafts.checkpoint import write_draft
+from redraft.drafts.checkpoint import Checkpoint, read_draft, write_draft
 from redraft.drafts.dflash_config import DFlashConfig, DraftError, default_taps
 from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.calibrate import fit_temperatures
 from redraft.drafts.training.data import Text, common_tokens, read_texts
 from redraft.drafts.training.initial import initial_module
+from redraft.drafts.training.module import DFlashModule
 from redraft.drafts.training.settings import SftSettings
-from redraft.drafts.training.sft import Progress, Sft
+from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
+from redraft.server.engine.draft_errors import as_redraft_error
 from redraft.server.engine.hardware import choose_device, choose_dtype
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.resolve import ResolvedTarget
 from redraft.server.engine.target.spec import TargetSpec, read_spec
 from redraft.server.engine.target.teacher import TargetTeacher
-from redraft.server.engine.types import RedraftError
 from redraft.server.text import TextTokenizer
+from redraft.server.train_display import display, interruptible
 
 DRAFT, STATE, STATES = "draft", "state", "target-states"
 """Folders of a run: the finished draft, what a run goes on from, and the target's states."""
@@ -38,9 +37,11 @@ DRAFT, STATE, STATES = "draft", "state", "target-states"
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What does not change a run's numbers."""
+    """What a run has besides its settings."""
 
     out: Path
+    start: Path | None = None
+    """A draft to go on from instead of the target's own layers."""
     keep_states: bool | None = None
     """Whether the target's states stay on disk; None: if they are needed more than once."""
     measure_every: int = 50
@@ -76,7 +77,7 @@ def train_sft(
     dtype: str,
 ) -> None:
     """Train a draft of ``target`` on the texts of ``data``; raises ``RedraftError`` for what the user can mend."""
-    with _mendable():
+    with as_redraft_error():
         spec = read_spec(Path(target.path))
         place, why_place = choose_device(device)
         # measured on a CPU with AVX512-BF16: fp32 products of many rows take half of bf16's time (docs/log.md)
@@ -89,7 +90,11 @@ def train_sft(
         answers = sum(len(text.anchors) for text in texts)
         say(f"{len(texts)} texts with {answers} tokens of answers; {len(held_out)} held-out greedy answers")
         teacher = TargetTeacher(Path(target.path), spec, target.sha, place, kind)
-        run = make_run(spec, teacher, texts, held_out, settings, options)
+        start = read_draft(options.start) if options.start is not None else None
+        if start is not None:
+            settings = replace(settings, start=start.version)
+        kept = kept_tokens(settings, spec, texts, start)
+        run = make_run(spec, teacher, texts, held_out, settings, options, kept, start)
         finished = _run(run, options)
         if finished:
             config = run.config
@@ -103,8 +108,8 @@ def train_sft(
                     options.out / DRAFT,
                     config,
                     run.module.state_dict(),
-                    kept_tokens(settings, spec, texts),
-                    card(target, run, data),
+                    kept,
+                    card(target, run, data, start),
                 )
             except (OSError, SafetensorError) as error:
                 raise DraftError(
@@ -125,8 +130,12 @@ def development(texts: Sequence[Text], options: RunOptions) -> list[Text]:
     return [Text(t.tokens[: t.prompt + options.dev_tokens], t.prompt, t.source) for t in chosen]
 
 
-def kept_tokens(settings: SftSettings, spec: TargetSpec, texts: Sequence[Text]) -> tuple[int, ...] | None:
-    """The draft's vocabulary, None for all of the target's."""
+def kept_tokens(
+    settings: SftSettings, spec: TargetSpec, texts: Sequence[Text], start: Checkpoint | None = None
+) -> tuple[int, ...] | None:
+    """The draft's vocabulary, None for all of the target's; that of ``start`` stays what it is."""
+    if start is not None:
+        return None if start.vocabulary is None else tuple(start.vocabulary.tolist())
     if not 0 < settings.vocab < spec.vocab:
         return None
     return common_tokens(texts, settings.vocab, spec.vocab, always=spec.eos_token_ids)
@@ -139,16 +148,41 @@ def make_run(
     dev: Sequence[Text],
     settings: SftSettings,
     options: RunOptions,
+    kept: tuple[int, ...] | None,
+    start: Checkpoint | None = None,
 ) -> Sft:
-    """Everything of a run, resumed if ``options.out`` has a save."""
-    if not 0 <= settings.mask_token_id < spec.vocab:
-        raise DraftError(f"mask token {settings.mask_token_id} is not in the target's vocabulary of {spec.vocab}")
+    """Everything of a run, resumed if ``options.out`` has a save.  ``kept`` is the draft's vocabulary."""
     longest = max(len(text.tokens) for text in (*texts, *dev))
     if longest > spec.context:
         raise DraftError(
             f"a text has {longest} tokens and the target reads at most {spec.context}; give that as --max-length"
         )
-    vocabulary = kept_tokens(settings, spec, texts)
+    config = new_config(spec, settings, kept) if start is None else _same_target(start.config, spec)
+    again = settings.steps * settings.batch > len(texts)
+    keep = again if options.keep_states is None else options.keep_states
+    if start is None:
+        copied = settings.copied or tuple(range(spec.layers - settings.layers, spec.layers))
+        module = initial_module(config, teacher, copied, texts[0], settings.seed, settings.output_scale)
+    else:
+        module = DFlashModule(config)
+        module.load_state_dict({name: tensor.float() for name, tensor in start.tensors.items() if name != "d2t"})
+    return Sft(
+        settings=settings,
+        config=config,
+        teacher=teacher,
+        vocabulary=Vocabulary(teacher, kept),
+        module=module.to(teacher.embedding.device),
+        texts=texts,
+        dev=dev,
+        cache=TapCache(teacher, config.taps, options.out / STATES if keep else None),
+        out=options.out / STATE,
+    )
+
+
+def new_config(spec: TargetSpec, settings: SftSettings, kept: tuple[int, ...] | None) -> DFlashConfig:
+    """The architecture that ``settings`` ask for."""
+    if not 0 <= settings.mask_token_id < spec.vocab:
+        raise DraftError(f"mask token {settings.mask_token_id} is not in the target's vocabulary of {spec.vocab}")
     config = DFlashConfig(
         layers=settings.layers,
         hidden=spec.hidden,
@@ -164,31 +198,28 @@ def make_run(
         taps=settings.taps or default_taps(settings.tap_count, spec.layers),
         target_layers=spec.layers,
         causal=settings.causal,
-        draft_vocab=0 if vocabulary is None else len(vocabulary),
+        draft_vocab=0 if kept is None else len(kept),
         max_positions=spec.context,
     )
     if not all(0 <= tap < spec.layers for tap in config.taps) or len(set(config.taps)) != len(config.taps):
         raise DraftError(f"taps {config.taps} are not different layers of a target of {spec.layers}")
-    copied = settings.copied or tuple(range(spec.layers - settings.layers, spec.layers))
-    again = settings.steps * settings.batch > len(texts)
-    keep = again if options.keep_states is None else options.keep_states
-    module = initial_module(config, teacher, copied, texts[0], settings.seed, settings.output_scale)
-    return Sft(
-        settings=settings,
-        config=config,
-        teacher=teacher,
-        vocabulary=Vocabulary(teacher, vocabulary),
-        module=module.to(teacher.embedding.device),
-        texts=texts,
-        dev=dev,
-        cache=TapCache(teacher, config.taps, options.out / STATES if keep else None),
-        out=options.out / STATE,
-    )
+    return config
 
 
-def card(target: ResolvedTarget, run: Sft, data: Sequence[Path]) -> dict[str, Any]:
-    """What a draft says of itself."""
+def _same_target(config: DFlashConfig, spec: TargetSpec) -> DFlashConfig:
+    """The config of a draft to go on from; refused if its sizes are another target's."""
+    ours, theirs = (spec.hidden, spec.vocab, spec.layers), (config.hidden, config.vocab, config.target_layers)
+    if ours != theirs:
+        raise DraftError(
+            f"--start is a draft for a target with hidden size, vocabulary and layers {theirs}; this one has {ours}"
+        )
+    return config
+
+
+def card(target: ResolvedTarget, run: Sft, data: Sequence[Path], start: Checkpoint | None = None) -> dict[str, Any]:
+    """What a draft says of itself; what it was before this run is told in ``before``."""
     progress = run.progress
+    before = {} if start is None else {"before": {"version": start.version, **start.card}}
     return {
         "target": target.name,
         "target_sha": target.sha,
@@ -202,6 +233,7 @@ def card(target: ResolvedTarget, run: Sft, data: Sequence[Path]) -> dict[str, An
         "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(run.settings).items()},
         "torch": torch.__version__,
+        **before,
     }
 
 
@@ -219,64 +251,8 @@ def _run(run: Sft, options: RunOptions) -> bool:
         say(f"going on from step {run.progress.step}")
     if run.progress.step >= run.settings.steps:
         return True
-    with _interruptible() as stop, _display(run) as tell:
+    with interruptible() as stop, display(run) as tell:
         finished = run.run(tell, stop, options.measure_every, options.save_every)
     if not finished:
         say(f"stopped at step {run.progress.step}, saved; the same command goes on from there")
     return finished
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask for a stop; a second SIGINT takes effect at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        say("stopping after this step ... (once more: at once, without saving)")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _display(run: Sft) -> Iterator[Callable[[Progress], None]]:
-    """A bar in a terminal, a line every half minute elsewhere."""
-    if not sys.stderr.isatty():
-        shown = 0.0
-
-        def line(progress: Progress) -> None:
-            nonlocal shown
-            if time.monotonic() - shown > 30 or progress.step == run.settings.steps:
-                shown = time.monotonic()
-                say(f"step {progress.step}/{run.settings.steps} {_figures(progress)}")
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=run.settings.steps, completed=run.progress.step)
-        yield lambda progress: bar.update(task, completed=progress.step, description=_figures(progress))
-
-
-def _figures(progress: Progress) -> str:
-    tau = "not measured" if progress.tau is None else f"{progress.tau:.3f}"
-    return f"loss {progress.loss:.3f}, {progress.recent_rate:.0f} labels/s, τ {tau}"
-
-
-@contextmanager
-def _mendable() -> Iterator[None]:
-    try:
-        yield
-    except DraftError as error:
-        raise RedraftError(str(error)) from None

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from redraft.server.engine.types import RedraftError
-from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, finite, mendable_errors
+from redraft.server.options import (
+    DEFAULT_TARGET,
+    Device,
+    Offline,
+    Revision,
+    Target,
+    finite,
+    mendable_errors,
+    on_command_line,
+)
 
 app = typer.Typer(
     help="Train drafts for a target.  A run can be stopped with Ctrl-C and goes on with the same command.",
@@ -29,8 +38,29 @@ def _numbers(text: str, name: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of numbers like 1,14,27", param_hint=name) from None
 
 
+ARCHITECTURE = {
+    "layers": "--layers",
+    "block_size": "--block-size",
+    "taps": "--taps",
+    "tap_count": "--tap-count",
+    "copied": "--copied",
+    "causal": "--causal",
+    "vocab": "--vocab",
+    "mask_token_id": "--mask-token-id",
+    "output_scale": "--output-scale",
+}
+"""Options that a draft to go on from has settled."""
+
+
+def _check_start(context: typer.Context) -> None:
+    given = [option for name, option in ARCHITECTURE.items() if on_command_line(context, name)]
+    if given:
+        raise RedraftError(f"{', '.join(given)}: settled by the draft of --start; leave it out")
+
+
 @app.command()
 def sft(
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -41,6 +71,13 @@ def sft(
     dev: Annotated[
         list[Path] | None,
         typer.Option(help="Texts set aside, on which the acceptance length is shown; none are trained on."),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a finished draft to go on from, with its architecture and vocabulary; else the target's "
+            "own layers are the start."
+        ),
     ] = None,
     target: Target = DEFAULT_TARGET,
     revision: Revision = None,
@@ -115,6 +152,8 @@ def sft(
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.train import RunOptions, train_sft
 
+        if start is not None:
+            _check_start(context)
         try:
             settings = SftSettings(
                 layers=layers,
@@ -147,6 +186,7 @@ def sft(
             raise RedraftError(str(error)) from None
         options = RunOptions(
             out=out,
+            start=start,
             keep_states=keep_states,
             measure_every=measure_every,
             save_every=save_every,

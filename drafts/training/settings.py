@@ -28,6 +28,8 @@ class SftSettings:
     copied: tuple[int, ...] = ()
     """Target layers to start from; empty: the last ones."""
     output_scale: float = 0.3
+    start: str = ""
+    """Version of the draft that training goes on from; it settles all of the above.  Empty: the target's layers."""
     steps: int = 1400
     batch: int = 8
     """Texts a step."""

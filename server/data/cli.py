@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from redraft.server.options import (
     DEFAULT_TARGET,
     Device,
     Draft,
+    DraftNgram,
     Dtype,
     Memory,
     ModelLen,
@@ -83,6 +85,7 @@ def prompts(
     ] = 256,
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
+    draft_ngram: DraftNgram = True,
     revision: Revision = None,
     offline: Offline = False,
     dtype: Dtype = "auto",
@@ -103,7 +106,16 @@ def prompts(
 
         settings = Settings(count, temperature, seed, max_tokens)
         config = _config(
-            target, draft, revision, offline, dtype, device, gpu_memory_utilization, max_model_len, max_num_seqs
+            target,
+            draft,
+            draft_ngram,
+            revision,
+            offline,
+            dtype,
+            device,
+            gpu_memory_utilization,
+            max_model_len,
+            max_num_seqs,
         )
         write_prompts(config, out, settings)
 
@@ -130,6 +142,7 @@ def respond(
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first prompts of each file.")] = None,
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
+    draft_ngram: DraftNgram = True,
     revision: Revision = None,
     offline: Offline = False,
     dtype: Dtype = "auto",
@@ -156,7 +169,16 @@ def respond(
 
         settings = Settings(max_tokens, tuple(temperature), seed, samples)
         config = _config(
-            target, draft, revision, offline, dtype, device, gpu_memory_utilization, max_model_len, max_num_seqs
+            target,
+            draft,
+            draft_ngram,
+            revision,
+            offline,
+            dtype,
+            device,
+            gpu_memory_utilization,
+            max_model_len,
+            max_num_seqs,
         )
         answer(config, lines, out, settings)
 
@@ -183,6 +205,7 @@ def fetch(
 def _config(
     target: str,
     draft: str | None,
+    draft_ngram: bool,
     revision: str | None,
     offline: bool,
     dtype: str,
@@ -191,15 +214,11 @@ def _config(
     max_model_len: int | None,
     max_num_seqs: int,
 ) -> EngineConfig:
-    from redraft.server.engine.config import EngineConfig
-    from redraft.server.engine.target.resolve import resolve_target
+    from redraft.server.engine.configure import configure
 
-    resolved = resolve_target(target, revision=revision, offline=offline)
-    return EngineConfig(
-        target=str(resolved.path),
-        target_name=resolved.name,
-        target_sha=resolved.sha,
-        draft=draft,
+    return replace(
+        configure(target, draft, revision=revision, offline=offline),
+        draft_ngram=draft_ngram,
         dtype=dtype,
         device=device,
         max_model_len=max_model_len,

@@ -18,7 +18,9 @@ class EngineConfig:
     target_sha: str
     """Content hash of the weights."""
     draft: str | None = None
-    """``ngram``, ``none``, a folder with a trained draft, or None for the default of this target."""
+    """``ngram``, ``none``, a folder with a trained draft, or None: the shipped one of this target, else ``ngram``."""
+    draft_why: str = "as asked"
+    """How ``draft`` came to be chosen, for the operator."""
     draft_ngram: bool = True
     """Whether n-gram lookup adds to a trained draft's tree."""
     draft_branch: int = 8

@@ -14,20 +14,20 @@ from torch import Tensor
 
 from redraft.drafts.base import NO_CONTEXT, Context, Drafter
 from redraft.drafts.checkpoint import Checkpoint, read_draft
-from redraft.drafts.dflash import DFlashDrafter
+from redraft.drafts.dflash import DFlashDrafter, context_of
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
-from redraft.drafts.shipped import shipped_for
 from redraft.kernels.ngram import MAX_NODES as MAX_DRAFTED
 from redraft.server.engine.config import EngineConfig
+from redraft.server.engine.draft_errors import as_redraft_error
+from redraft.server.engine.draft_resolve import ResolvedDraft, default_draft
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.types import RedraftError
 
 MAX_NODES = {"cpu": 5, "cuda": 15}
 """Drafted nodes per request and round: on the CPU 6 rows cost what 1 does (docs/log.md)."""
-TRAIN = "'redraft train sft --help' says how to train one"
 
 Make = Callable[[Tensor, Callable[[], Tensor], int], Drafter]
 """Of the target's embedding [V, H], what reads its head [V, H] if that is wanted, and the bound of positions."""
@@ -58,18 +58,13 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
     def ngram() -> NgramDrafter:
         return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes)
 
-    if config.draft == "ngram":
-        return DraftChoice("draft: ngram, as asked", nodes, nodes, lambda *_: ngram())
-    try:
-        shipped = shipped_for(config.target_sha)
-        folder = Path(config.draft) if config.draft else shipped
-        if folder is None:
-            reason = f"because no trained draft for this target's weights is shipped or known; {TRAIN}"
-            return DraftChoice(f"draft: ngram, {reason}", nodes, nodes, lambda *_: ngram())
+    with as_redraft_error():
+        asked = ResolvedDraft(config.draft, config.draft_why) if config.draft else default_draft(config.target_sha)
+        if asked.draft == "ngram":
+            return DraftChoice(f"draft: ngram, {asked.why}", nodes, nodes, lambda *_: ngram())
+        folder = Path(asked.draft)
         checkpoint = read_draft(folder)
         _fits(checkpoint, spec, folder)
-    except DraftError as error:
-        raise RedraftError(str(error)) from None
     name = str(checkpoint.card.get("name") or _folder_name(folder))
     if config.draft_ngram and nodes > MAX_DRAFTED // 2:
         raise RedraftError(
@@ -80,21 +75,13 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         block = DFlashDrafter(checkpoint, embedding, head(), positions, nodes, name, config.draft_branch)
         return MergedDrafter(block, ngram()) if config.draft_ngram else block
 
-    found = "the shipped draft for these weights" if folder == shipped else "as asked"
     also = ", with n-gram lookup in the same tree" if config.draft_ngram else ""
     return DraftChoice(
-        why=f"draft: {name}, {found}{also}{_mismatch(checkpoint, config)}",
+        why=f"draft: {name}, {asked.why}{also}{_mismatch(checkpoint, config)}",
         nodes=nodes,
         candidates=2 * nodes if config.draft_ngram else nodes,
         make=trained,
-        context=Context(
-            taps=checkpoint.config.taps,
-            layers=checkpoint.config.layers,
-            kv_heads=checkpoint.config.kv_heads,
-            head_dim=checkpoint.config.head_dim,
-            reach=checkpoint.config.block_size,
-            weights=_parameters(checkpoint),
-        ),
+        context=context_of(checkpoint),
     )
 
 
@@ -103,13 +90,6 @@ def _folder_name(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
-
-
-def _parameters(checkpoint: Checkpoint) -> int:
-    """As serving keeps them: with a head of its own, and with keys' and values' projections twice (dflash_weights)."""
-    draft = checkpoint.config
-    own = sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if name != "d2t")
-    return own + ((draft.draft_vocab or draft.vocab) + 2 * draft.layers * draft.kv_width) * draft.hidden
 
 
 def _fits(checkpoint: Checkpoint, spec: TargetSpec, folder: Path) -> None:

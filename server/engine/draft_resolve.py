@@ -5,11 +5,12 @@ Runs before the engine's process starts and loads no tensors.
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from redraft.drafts.dflash_config import DraftError, from_json
-from redraft.drafts.shipped import shipped_for
+from redraft.drafts.dflash_config import from_json
+from redraft.drafts.shipped import read_json, shipped_for
+from redraft.server.engine.draft_errors import as_redraft_error
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.hub import fetch_snapshot
 from redraft.server.engine.target.resolve import HUB_ID, ResolvedTarget
@@ -20,15 +21,22 @@ PUBLISHED = {
     "Qwen/Qwen3-8B": "z-lab/Qwen3-8B-DFlash-b16",
 }
 """Drafts on the hub by the hub id of their target."""
+TRAIN = "'redraft train sft --help' says how to train one"
 
 
-def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = False) -> str | None:
-    """``ngram``, ``none``, or the folder of a trained draft on this machine; None for n-gram lookup as the last choice.
+@dataclass(frozen=True, slots=True)
+class ResolvedDraft:
+    """A draft that lies on this machine."""
 
-    Raises ``RedraftError`` if ``draft`` names nothing that serves.
-    """
+    draft: str
+    """``ngram``, ``none``, or the folder of a trained draft."""
+    why: str = "as asked"
+
+
+def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = False) -> ResolvedDraft:
+    """What ``draft`` stands for, None for the default of ``target``; ``RedraftError`` if nothing serves by it."""
     if draft in ("ngram", "none"):
-        return draft
+        return ResolvedDraft(draft)
     if draft is None:
         return _default(target, offline)
     try:
@@ -37,36 +45,37 @@ def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = 
     except (OSError, RuntimeError) as error:  # a name too long, an unknown user
         raise RedraftError(f"--draft {draft[:80]}: {error}") from None
     if is_folder:
-        return str(folder.resolve())
+        return ResolvedDraft(str(folder.resolve()))
     if not exists and HUB_ID.fullmatch(draft):
-        return str(fetch_snapshot(draft, None, offline, _check_config))
+        return ResolvedDraft(str(fetch_snapshot(draft, None, offline, _check_config)))
     raise RedraftError(
         f"there is no folder {draft}; --draft takes a folder with a trained draft, a hub id (owner/name), ngram or none"
     )
 
 
-def _default(target: ResolvedTarget, offline: bool) -> str | None:
+def _default(target: ResolvedTarget, offline: bool) -> ResolvedDraft:
     """The shipped draft, then a published one; a hub that cannot be reached is no reason not to serve."""
-    try:
-        shipped = shipped_for(target.sha)
-    except DraftError as error:
-        raise RedraftError(str(error)) from None
-    if shipped is not None:
-        return str(shipped)
+    with as_redraft_error():
+        default = default_draft(target.sha)
     known = PUBLISHED.get(target.name)
-    if known is None:
-        return None
+    if default.draft != "ngram" or known is None:
+        return default
     try:
-        return str(fetch_snapshot(known, None, offline, _check_config))
+        return ResolvedDraft(str(fetch_snapshot(known, None, offline, _check_config)), "published for this target")
     except RedraftError as error:
         say(f"the published draft {known} cannot be had ({error}); serving with n-gram lookup instead")
-        return None
+        return default
+
+
+def default_draft(target_sha: str) -> ResolvedDraft:
+    """What serves these weights where nothing is asked for and nothing is fetched: the shipped draft, else n-gram."""
+    shipped = shipped_for(target_sha)
+    if shipped is not None:
+        return ResolvedDraft(str(shipped), "the shipped draft for these weights")
+    return ResolvedDraft("ngram", f"because no trained draft for this target's weights is shipped or known; {TRAIN}")
 
 
 def _check_config(path: Path) -> None:
     """Refuse what is not a draft that can be served, before its weights are fetched."""
-    try:
-        raw = json.loads(path.read_text())
-        from_json(raw if isinstance(raw, dict) else {}, str(path))
-    except (ValueError, DraftError) as error:
-        raise RedraftError(str(error)) from None
+    with as_redraft_error():
+        from_json(read_json(path), str(path))

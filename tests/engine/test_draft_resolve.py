@@ -25,17 +25,17 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["ngram", "none"])
 def test_methods_without_weights_stand_for_themselves(name: str) -> None:
-    assert resolve_draft(name, TARGET) == name
+    assert resolve_draft(name, TARGET).draft == name
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path.parent)
-    assert resolve_draft(tmp_path.name, TARGET) == str(tmp_path.resolve())
+    assert resolve_draft(tmp_path.name, TARGET).draft == str(tmp_path.resolve())
 
 
 def test_the_shipped_draft_is_the_default_of_its_target_only(shipped: Path) -> None:
-    assert resolve_draft(None, TARGET) == str(shipped)
-    assert resolve_draft(None, ResolvedTarget(Path("/nowhere"), "tiny", "other")) is None
+    assert resolve_draft(None, TARGET).draft == str(shipped)
+    assert resolve_draft(None, ResolvedTarget(Path("/nowhere"), "tiny", "other")).draft == "ngram"
 
 
 def test_a_damaged_card_says_which(shipped: Path) -> None:
@@ -68,10 +68,10 @@ def test_a_published_draft_that_cannot_be_had_is_no_reason_not_to_serve(
 
     monkeypatch.setattr(draft_resolve, "fetch_snapshot", unreachable)
     target = ResolvedTarget(Path("/nowhere"), "Qwen/Qwen3-8B", "other")
-    assert resolve_draft(None, target) is None
+    assert resolve_draft(None, target).draft == "ngram"
     assert "z-lab/Qwen3-8B-DFlash-b16 cannot be had (the hub cannot be reached)" in capsys.readouterr().err
     monkeypatch.setattr(draft_resolve, "fetch_snapshot", lambda *arguments: Path("/draft"))
-    assert resolve_draft(None, target) == "/draft"
+    assert resolve_draft(None, target).draft == "/draft"
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "a/b/c", ""])
