@@ -53,7 +53,7 @@ def acceptance(
     """Print a table and, last, a line of JSON; raises ``RedraftError`` if ways of drafting gave different tokens."""
     tokenizer = TextTokenizer.from_folder(Path(config.target))
     engine = build_engine(config)
-    engine.max_rows = EVERY_NODE
+    engine.pacer.most_rows, engine.pacer.fixed = EVERY_NODE, engine.info.max_nodes
     drafters = ways(engine.drafter)
     found: list[dict[str, Any]] = []
     for file in files:

@@ -19,14 +19,16 @@ from redraft.server.options import (
     Dtype,
     Nodes,
     NumSeqs,
+    Speculation,
     Target,
+    engine_config,
     finite,
     on_command_line,
 )
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-ENGINE_OPTIONS = ("target", "draft", "draft_ngram", "draft_branch", "max_nodes", "dtype", "device")
+ENGINE_OPTIONS = ("target", "draft", "draft_ngram", "draft_branch", "speculation", "max_nodes", "dtype", "device")
 SERVER_OPTIONS = ("plain_url", "model", "api_key")
 
 
@@ -55,6 +57,7 @@ def speed(
     draft_branch: Annotated[
         int, typer.Option(min=1, help="Tokens a trained draft's tree considers at each place; 1 drafts chains.")
     ] = 8,
+    speculation: Speculation = "auto",
     max_nodes: Nodes = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -79,7 +82,6 @@ def speed(
     """
     from redraft.benchmarks.prompts import read_prompts
     from redraft.benchmarks.speed import INTERRUPTED, Settings, Sinks, engine_contest, run, server_contest
-    from redraft.server.engine.configure import configure
 
     if not math.isfinite(temperature):
         raise RedraftError(f"--temperature {temperature} is not a number to divide by; give 0 for greedy, or 0.8, say")
@@ -91,16 +93,8 @@ def speed(
     if url:
         contest = server_contest(url, plain_url, model, api_key)
     else:
-        config = replace(
-            configure(target, draft),
-            draft_ngram=draft_ngram,
-            draft_branch=draft_branch,
-            dtype=dtype,
-            device=device,
-            max_num_seqs=1,
-            max_nodes=max_nodes,
-        )
-        contest = engine_contest(config)
+        # whichever decoder comes second must not find the prompt computed
+        contest = engine_contest(engine_config(context, max_num_seqs=1, prefix_caching=False))
     try:
         with contest as opened:
             run(opened, files, settings, sinks, ["redraft", *sys.argv[1:]])

@@ -60,6 +60,7 @@ class Suite:
             dtype=self.options.dtype,
             device=self.options.device,
             max_model_len=self.options.max_model_len,
+            measure_costs=False,
             max_num_seqs=SLOTS,
             self_check=False,
         )

@@ -52,7 +52,7 @@ def decode(engine: Engine, drafter: Drafter, prompts: Sequence[Sequence[int]], p
     started = time.perf_counter()
     try:
         for name, prompt in zip(found, prompts, strict=True):
-            engine.submit(Request(name, tuple(prompt), params))
+            engine.submit(Request(name, tuple(prompt), params, reuse=False))  # passes must not help each other
         while unfinished:
             for output in engine.step().outputs:
                 if output.error is not None:

@@ -113,9 +113,9 @@ class CpuAttention:
 
     def __init__(self, rows: Rows, page_table: Tensor) -> None:
         counts, firsts = rows.row_count.tolist(), rows.first_row.tolist()
-        taking_part = [slot for slot, count in enumerate(counts) if count]
-        # padding rows follow the last request's and go with them: cheaper than to leave a gap
-        ends = [firsts[slot] + counts[slot] for slot in taking_part[:-1]] + [rows.token.shape[0]]
+        taking_part = sorted((slot for slot, count in enumerate(counts) if count), key=firsts.__getitem__)
+        # padding rows go with the request's before them: cheaper than to leave a gap
+        ends = [firsts[slot] for slot in taking_part[1:]] + [rows.token.shape[0]]
         self.spans = [
             _span(rows, page_table[slot], firsts[slot], end - firsts[slot], counts[slot])
             for slot, end in zip(taking_part, ends, strict=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from redraft.server import train_cli
 from redraft.server.data import cli as data_cli
 from redraft.server.options import (
     DEFAULT_TARGET,
+    BatchedTokens,
     Device,
     Draft,
     DraftNgram,
@@ -26,8 +26,11 @@ from redraft.server.options import (
     Nodes,
     NumSeqs,
     Offline,
+    PrefixCaching,
     Revision,
+    Speculation,
     Target,
+    engine_config,
     finite,
     mendable_errors,
 )
@@ -45,6 +48,7 @@ app.add_typer(train_cli.app, name="train")
 
 @app.command()
 def serve(
+    context: typer.Context,
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
     draft_ngram: DraftNgram = True,
@@ -55,6 +59,9 @@ def serve(
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: ModelLen = None,
     max_num_seqs: NumSeqs = 8,
+    max_num_batched_tokens: BatchedTokens = None,
+    prefix_caching: PrefixCaching = True,
+    speculation: Speculation = "auto",
     max_nodes: Nodes = None,
     host: Annotated[
         str, typer.Option(envvar="REDRAFT_HOST", help="Address to listen on; 0.0.0.0 is every one.")
@@ -80,25 +87,16 @@ def serve(
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():
         from redraft.server import launch
-        from redraft.server.engine.configure import configure
 
         launch.check_address(host, port)
         keys = launch.check_keys(api_key or [])
-        config = replace(
-            configure(target, draft, revision=revision, offline=offline),
-            draft_ngram=draft_ngram,
-            dtype=dtype,
-            device=device,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_nodes=max_nodes,
-            gpu_memory_utilization=gpu_memory_utilization,
-        )
+        config = engine_config(context)
         launch.serve(config, launch.server_settings(served_model_name or config.target_name, host, port, keys))
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
@@ -109,6 +107,7 @@ def generate(
     device: Device = "auto",
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: ModelLen = None,
+    speculation: Speculation = "auto",
     max_nodes: Nodes = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 256,
     temperature: Annotated[
@@ -125,19 +124,9 @@ def generate(
     """Stream one answer to the terminal, then tell how fast it came and what the draft was worth."""
     with mendable_errors():
         from redraft.server import generate as command
-        from redraft.server.engine.configure import configure
         from redraft.server.engine.types import SamplingParams
 
-        config = replace(
-            configure(target, draft, revision=revision, offline=offline),
-            draft_ngram=draft_ngram,
-            dtype=dtype,
-            device=device,
-            max_model_len=max_model_len,
-            max_num_seqs=1,
-            max_nodes=max_nodes,
-            gpu_memory_utilization=gpu_memory_utilization,
-        )
+        config = engine_config(context, max_num_seqs=1)
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
         command.generate(config, command.Prompt(prompt, system, raw), params)
 

@@ -11,16 +11,18 @@ from collections.abc import Sequence
 
 from redraft.server.choice import Choice, Delta
 from redraft.server.engine.client import EngineClient
-from redraft.server.replies import Usage
+from redraft.server.replies import PromptTokensDetails, Usage
 
 
 class Generation:
     """All choices of one reply."""
 
-    def __init__(self, engine: EngineClient, choices: Sequence[Choice], prompt_tokens: int) -> None:
+    def __init__(self, engine: EngineClient, choices: Sequence[Choice], prompt_tokens: int, n: int) -> None:
+        """``choices``: ``n`` of each prompt, prompt by prompt; ``prompt_tokens``: of all prompts, each once."""
         self._engine = engine
         self.choices = choices
         self._prompt_tokens = prompt_tokens
+        self._n = n
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._running = len(choices)
         self._tasks: list[asyncio.Task[None]] = []
@@ -50,7 +52,15 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         made = sum(choice.record.tokens for choice in self.choices)
-        return Usage(prompt_tokens=self._prompt_tokens, completion_tokens=made, total_tokens=self._prompt_tokens + made)
+        reused = [choice.record.reused for choice in self.choices]
+        # a prompt counts once, so of its choices the one that found most of it
+        cached = sum(max(reused[first : first + self._n]) for first in range(0, len(reused), self._n))
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=made,
+            total_tokens=self._prompt_tokens + made,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        )
 
     async def _pump(self, choice: Choice) -> None:
         try:

@@ -75,7 +75,7 @@ def plan(
         for number, (prompt, max_tokens) in enumerate(prompts)
         for index in range(body.n)
     ]
-    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts))
+    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.n)
 
 
 def _choice(
@@ -99,7 +99,7 @@ def _choice(
     recorder = service.metrics.recorder(info.draft)
     return Choice(
         index,
-        Request(f"{reply_id}-{index}", prompt, params),
+        Request(f"{reply_id}-{index}", prompt, params, max_nodes=body.max_nodes, cache_salt=body.cache_salt or ""),
         Detokenizer(service.tokenizer),
         StopStrings(body.stop),
         frozenset(info.eos_token_ids),

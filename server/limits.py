@@ -22,6 +22,9 @@ MAX_PARTS: Final = 1024
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_USER_CHARS: Final = 512
+MAX_SALT_CHARS: Final = 256
+MAX_DRAFTED: Final = 63
+"""Drafted nodes of a request in a round: what the kernels take, the root not counted."""
 MAX_KEY_BYTES: Final = 4096
 """A longer API key is wrong without being looked at."""
 

@@ -1,15 +1,23 @@
-"""Options that several commands share, and how their errors are shown.  Light: nothing here loads a tensor."""
+"""Options that several commands share, the engine they ask for, and how errors are shown.
+
+Light: nothing here loads a tensor before ``engine_config`` is called.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from redraft.server.engine.types import RedraftError
+from redraft.server.limits import MAX_DRAFTED
+
+if TYPE_CHECKING:
+    from redraft.server.engine.config import EngineConfig
 
 DEFAULT_TARGET = "smollm2-135m"
 
@@ -25,6 +33,16 @@ def on_command_line(context: typer.Context, name: str) -> bool:
     """Whether the parameter ``name`` was given, rather than left at its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def speculation(value: str) -> str:
+    """``value`` as the engine knows it: ``auto``, ``off`` or a number, 0 being ``off``."""
+    if value in ("auto", "off"):
+        return value
+    # no more digits than count: int() refuses thousands of them
+    if value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) <= MAX_DRAFTED:
+        return str(int(value)) if int(value) else "off"
+    raise typer.BadParameter(f"{value[:80]!r} is not auto, off or a number from 0 to {MAX_DRAFTED}.")
 
 
 Target = Annotated[
@@ -96,10 +114,57 @@ Nodes = Annotated[
     typer.Option(
         envvar="REDRAFT_MAX_NODES",
         min=0,
-        help="Drafted tokens a request may have verified in one round; 0 drafts nothing. By default what the device "
-        "verifies at little extra cost.",
+        help="Most drafted tokens that a request may have verified in one round; 0 drafts nothing. By default the "
+        "engine decides, up to what the draft proposes.",
     ),
 ]
+Speculation = Annotated[
+    str,
+    typer.Option(
+        envvar="REDRAFT_SPECULATION",
+        metavar="auto|off|N",
+        callback=speculation,
+        help="How much to draft. auto: as many tokens as pay at the moment, by measured cost and acceptance. off: "
+        "nothing; no draft is loaded, as with --draft none. N: so many for a request in every round, whether they pay "
+        "or not, as far as the draft proposes them and a pass has room.",
+    ),
+]
+BatchedTokens = Annotated[
+    int | None,
+    typer.Option(
+        envvar="REDRAFT_MAX_NUM_BATCHED_TOKENS",
+        min=10,
+        help="Most rows in one pass of the target, of prefill and of verification together; at least --max-num-seqs "
+        "and 8 more. By default what suits the device.",
+    ),
+]
+PrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        envvar="REDRAFT_PREFIX_CACHING",
+        help="Keep what was computed of a text, while there is room, for later prompts that begin the same.",
+    ),
+]
+
+
+def engine_config(context: typer.Context, **settled: Any) -> EngineConfig:
+    """The config that the options of a command ask for; ``settled`` is what the command decides itself.
+
+    An option gets there by its name, which is that of its field in ``EngineConfig``.  Raises ``RedraftError`` for what
+    cannot be had.
+    """
+    from redraft.server.engine.configure import configure
+
+    given = {**context.params, **settled}
+    draft, drafted, most = given["draft"], given.get("speculation", "auto"), given.get("max_nodes")
+    if drafted == "off":
+        draft = "none"
+    elif drafted != "auto" and (draft == "none" or (most is not None and most < int(drafted))):
+        limit = "--draft none" if draft == "none" else f"--max-nodes {most}"
+        raise RedraftError(f"--speculation {drafted} is more than {limit} allows; leave one of them out")
+    config = configure(given["target"], draft, revision=given.get("revision"), offline=given.get("offline", False))
+    names = {field.name for field in fields(config)} - {"target", "draft"}
+    return replace(config, **{name: value for name, value in given.items() if name in names})
 
 
 @contextmanager

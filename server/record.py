@@ -22,7 +22,11 @@ class ChoiceRecord:
         self._first_tokens = 0
         self.tokens = 0
         """Tokens up to the finish, the end-of-turn token included: ``usage.completion_tokens``."""
+        self.reused = 0
+        """Prompt tokens whose KV was there already."""
         self._drafted = 0
+        self._most_drafted = 0
+        """In one round."""
         self._accepted = 0
         self._accepted_counts: dict[int, int] = {}
         """Rounds by how many drafted tokens they accepted."""
@@ -38,11 +42,13 @@ class ChoiceRecord:
         if not self._accepted_counts:
             self._first = now
             self._first_tokens = len(output.tokens)
+            self.reused = output.reused
             self._recorder.first_event(self._prompt_tokens, now - self._submitted)
         else:
             self._recorder.later_event(len(output.tokens), now - self._last)
         self._last = now
         self._drafted += output.drafted
+        self._most_drafted = max(self._most_drafted, output.drafted)
         self._accepted += output.accepted
         self._accepted_counts[output.accepted] = self._accepted_counts.get(output.accepted, 0) + 1
 
@@ -56,7 +62,7 @@ class ChoiceRecord:
         self._recorder.finished(reason.value, self._clock() - self._submitted)
 
     def metrics(self, max_nodes: int) -> ReplyMetrics:
-        """The reply's ``metrics``, for an engine that drafts up to ``max_nodes`` a round."""
+        """The reply's ``metrics``; the histogram goes up to ``max_nodes`` in any case."""
         first = self._first - self._submitted
         generation = self._last - self._first
         later = self.tokens - self._first_tokens
@@ -80,5 +86,5 @@ class ChoiceRecord:
             num_spec_steps=rounds,
             num_accepted_draft_tokens=self._accepted,
             num_draft_tokens=self._drafted,
-            num_spec_tokens=max_nodes,
+            num_spec_tokens=self._most_drafted,
         )

@@ -9,12 +9,21 @@ from pydantic import BaseModel, Field
 Finish = Literal["stop", "length"]
 
 
+class PromptTokensDetails(BaseModel):
+    """What became of the prompt's tokens."""
+
+    cached_tokens: int = Field(
+        description="Of `prompt_tokens`, those whose KV was there already; of several choices, where it was most."
+    )
+
+
 class Usage(BaseModel):
     """Token counts."""
 
     prompt_tokens: int = Field(description="Of all prompts, each counted once.")
     completion_tokens: int = Field(description="Of all choices, up to each finish, the end-of-turn token included.")
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class SpeculationMetrics(BaseModel):

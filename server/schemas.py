@@ -9,9 +9,11 @@ from pydantic_core import PydanticCustomError
 
 from redraft.server.limits import (
     MAX_CHOICES,
+    MAX_DRAFTED,
     MAX_FIELDS,
     MAX_MESSAGES,
     MAX_PARTS,
+    MAX_SALT_CHARS,
     MAX_STOP_CHARS,
     MAX_STOPS,
     MAX_USER_CHARS,
@@ -89,6 +91,31 @@ class StreamOptions(BaseModel):
     include_usage: Bool = Field(default=False, description="Send a last chunk with `usage` and no choices.")
 
 
+class Speculation(BaseModel):
+    """How much may be drafted for a request.  It changes the speed, never the text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: Bool = Field(default=True, description="Whether anything may be drafted; false decodes plainly.")
+    max_nodes: Int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_DRAFTED,
+        description="Most drafted tokens verified in a round; 0 decodes plainly. If left out, the engine decides.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return drop_neutral(value, {}) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if not self.enabled and self.max_nodes:
+            raise ValueError("enabled: false and max_nodes above 0 contradict each other")
+        return self
+
+
 class Message(BaseModel):
     """One turn of a conversation."""
 
@@ -136,6 +163,15 @@ class GenerationRequest(BaseModel):
     user: str = Field(
         default="", max_length=MAX_USER_CHARS, description="Who asks; taken for compatibility, never stored."
     )
+    speculation: Speculation | None = Field(
+        default=None, description="How much may be drafted; if left out, the engine decides."
+    )
+    cache_salt: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_SALT_CHARS,
+        description="Only requests with the same salt, or all without one, share what was computed of a prompt.",
+    )
     include_metrics: Bool = Field(
         default=False, description="Add `metrics`, the reply's own statistics. One choice only."
     )
@@ -154,6 +190,13 @@ class GenerationRequest(BaseModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def max_nodes(self) -> int | None:
+        """Most drafted nodes to verify in a round; None leaves it to the engine."""
+        if self.speculation is None:
+            return None
+        return self.speculation.max_nodes if self.speculation.enabled else 0
 
 
 class CompletionRequest(GenerationRequest):

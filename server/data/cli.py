@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,6 +13,7 @@ from redraft.server.data.sets import SETS
 from redraft.server.engine.progress import say
 from redraft.server.options import (
     DEFAULT_TARGET,
+    BatchedTokens,
     Device,
     Draft,
     DraftNgram,
@@ -23,12 +23,10 @@ from redraft.server.options import (
     Offline,
     Revision,
     Target,
+    engine_config,
     finite,
     mendable_errors,
 )
-
-if TYPE_CHECKING:
-    from redraft.server.engine.config import EngineConfig
 
 INTERRUPTED = 130
 
@@ -74,6 +72,7 @@ def _ending(interrupted: str) -> Iterator[None]:
 
 @app.command()
 def prompts(
+    context: typer.Context,
     out: Out,
     count: Annotated[int, typer.Option(min=1, help="Prompts that the file is to hold in the end.")],
     temperature: Annotated[
@@ -93,6 +92,7 @@ def prompts(
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: ModelLen = None,
     max_num_seqs: NumSeqs = 16,
+    max_num_batched_tokens: BatchedTokens = None,
 ) -> None:
     """Let the target write prompts itself: it is shown the opening of a user's turn and goes on.
 
@@ -105,23 +105,12 @@ def prompts(
         from redraft.server.data.prompts import Settings, write_prompts
 
         settings = Settings(count, temperature, seed, max_tokens)
-        config = _config(
-            target,
-            draft,
-            draft_ngram,
-            revision,
-            offline,
-            dtype,
-            device,
-            gpu_memory_utilization,
-            max_model_len,
-            max_num_seqs,
-        )
-        write_prompts(config, out, settings)
+        write_prompts(engine_config(context), out, settings)
 
 
 @app.command()
 def respond(
+    context: typer.Context,
     files: Annotated[
         list[Path], typer.Argument(metavar="PROMPTS", help='Files of prompts, one {"turns": ["..."]} a line.')
     ],
@@ -150,6 +139,7 @@ def respond(
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: ModelLen = None,
     max_num_seqs: NumSeqs = 16,
+    max_num_batched_tokens: BatchedTokens = None,
 ) -> None:
     """Let the target answer prompt files (first turns); rows keep the exact token ids, seed and temperature.
 
@@ -168,19 +158,7 @@ def respond(
         from redraft.server.data.respond import respond as answer
 
         settings = Settings(max_tokens, tuple(temperature), seed, samples)
-        config = _config(
-            target,
-            draft,
-            draft_ngram,
-            revision,
-            offline,
-            dtype,
-            device,
-            gpu_memory_utilization,
-            max_model_len,
-            max_num_seqs,
-        )
-        answer(config, lines, out, settings)
+        answer(engine_config(context), lines, out, settings)
 
 
 @app.command()
@@ -200,28 +178,3 @@ def fetch(
         from redraft.server.data.fetch import fetch as fetch_set
 
         fetch_set(name, out, split, limit)
-
-
-def _config(
-    target: str,
-    draft: str | None,
-    draft_ngram: bool,
-    revision: str | None,
-    offline: bool,
-    dtype: str,
-    device: str,
-    gpu_memory_utilization: float,
-    max_model_len: int | None,
-    max_num_seqs: int,
-) -> EngineConfig:
-    from redraft.server.engine.configure import configure
-
-    return replace(
-        configure(target, draft, revision=revision, offline=offline),
-        draft_ngram=draft_ngram,
-        dtype=dtype,
-        device=device,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        gpu_memory_utilization=gpu_memory_utilization,
-    )

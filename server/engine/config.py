@@ -34,7 +34,15 @@ class EngineConfig:
     max_num_seqs: int = 8
     max_nodes: int | None = None
     """Drafted nodes per request and round; None takes what was measured best on this kind of device."""
+    max_num_batched_tokens: int | None = None
+    """Most rows in one pass of the target; None takes what suits the device."""
+    speculation: str = "auto"
+    """``auto``: as many nodes as pay at the moment; ``off``: none; a number: so many for every request."""
+    prefix_caching: bool = True
+    """Whether KV of one request may serve a later one that begins the same."""
+    kv_pages: int | None = None
+    """Pages of KV; None takes what memory holds."""
     gpu_memory_utilization: float = 0.9
-    prefill_chunk: int = 256
-    """Prompt rows in one pass."""
     self_check: bool = True
+    measure_costs: bool = True
+    """Whether drafting and prefill follow what passes cost; without, a request gets all nodes it may have."""

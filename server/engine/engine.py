@@ -1,38 +1,29 @@
-"""The engine: admits requests, prefills, runs rounds, reads back what they committed.
+"""The engine: admits requests, runs steps, reads back what they committed.
 
-It knows token ids, not text.  One thread owns it; ``step`` does one prefill chunk and one round at most, so that
-callers can deliver tokens and take in requests between two rounds.
+It knows token ids, not text.  One thread owns it; ``step`` runs one pass of the target at most, prefill and round
+together, so that callers can deliver tokens and take in requests between two passes.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence as Many
 
 import torch
-from torch import Tensor
 
 from redraft.drafts.base import Drafter
-from redraft.kernels.accept import Committed
 from redraft.kernels.attention import MakeAttention
-from redraft.server.engine.round import Plan, forward_rows, prefill_rows, run_round
-from redraft.server.engine.rows_plan import row_bucket
-from redraft.server.engine.scheduler import PrefillChunk, Running, Scheduler
+from redraft.server.engine.pace import Pace, Pacer
+from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
+from redraft.server.engine.round import Plan, run_prefill, run_round
+from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
+from redraft.server.engine.scheduler import PrefillChunk, Scheduler
+from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.types import EngineInfo, FinishReason, RedraftError, Request, RoundOutput, StepOutput
-
-FINISH = {1: FinishReason.STOP, 2: FinishReason.LENGTH}
-
-
-@dataclass(frozen=True, slots=True)
-class PendingRound:
-    """A round that was launched and not yet read back."""
-
-    requests: tuple[Running, ...]
-    read: tuple[Tensor, ...]
-    ready: torch.cuda.Event | None
+from redraft.server.engine.types import EngineInfo, RedraftError, Request, RoundOutput, StepOutput
 
 
 class Engine:
@@ -46,19 +37,31 @@ class Engine:
         state: DeviceState,
         scheduler: Scheduler,
         make_attention: MakeAttention,
-        max_rows: int,
+        pacer: Pacer,
     ) -> None:
         self.info = info
         self.target = target
-        self.drafter = drafter
         self.state = state
         self.scheduler = scheduler
         self.make_attention = make_attention
-        self.max_rows = max_rows
+        self.pacer = pacer
         # a GPU's results are read one round behind, so that launching never waits for them
         self.lag = 1 if state.device.type == "cuda" else 0
         self.pending: deque[PendingRound] = deque()
-        self.known_length: dict[str, int] = {}
+        self.drafter = drafter
+
+    @property
+    def drafter(self) -> Drafter:
+        """What proposes; exchanged only while the engine is idle."""
+        return self._drafter
+
+    @drafter.setter
+    def drafter(self, drafter: Drafter) -> None:
+        if self.busy:
+            raise RuntimeError("the drafter is exchanged only while the engine is idle")
+        self._drafter = drafter
+        # pages with another draft's keys and values, or without any, would make this one draft badly
+        self.scheduler.version = drafter.version if drafter.context.layers else ""
 
     @property
     def busy(self) -> bool:
@@ -79,93 +82,115 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepOutput:
-        """Admit what fits, prefill one chunk, run one round, read back what is due."""
-        for running in self.scheduler.admit():
-            self.state.admit(running, self.scheduler.limit(running.request))
-            self.known_length[running.request.request_id] = len(running.request.prompt)
-            if running.decoding:
-                self._activate(running)
-        if chunk := self.scheduler.next_chunk():
-            self._prefill(chunk)
-        if decoding := self.scheduler.decoding():
-            self.pending.append(self._launch(tuple(decoding)))
-        outputs: list[RoundOutput] = []
+        """Make room, admit what fits, run one pass, read back what is due."""
+        outputs = self._make_room()
+        for sequence in self.scheduler.admit():
+            self.state.admit(sequence, self.pacer.allowed(sequence))
+            self._begin_decoding(sequence)
+        decoding = self.scheduler.decoding()
+        pace = self.pacer.step(decoding, self.scheduler.prefilling())
+        chunks = self.scheduler.prefill(pace.prefill)
+        if decoding:
+            self.pending.append(self._launch(decoding, pace, chunks))
+        elif chunks:
+            plan = self._plan((), pace, chunks)
+            run_prefill(self.state, self.target, self.drafter, plan, self.make_attention)
+        for chunk in chunks:
+            chunk.sequence.prefilled(chunk.count)
+            self.scheduler.publish(chunk.sequence)
+            self._begin_decoding(chunk.sequence)
         while len(self.pending) > (self.lag if self.scheduler.decoding() else 0):
-            outputs.extend(self._collect(self.pending.popleft()))
+            outputs += self._collect(self.pending.popleft())
         if not self.busy:
             self.scheduler.check_integrity()
         return StepOutput(tuple(outputs), self.scheduler.stats())
 
-    def _prefill(self, chunk: PrefillChunk) -> None:
-        padded = row_bucket(chunk.count)
-        rows = prefill_rows(self.state, chunk.running.slot, chunk.start, chunk.count, padded)
-        forward_rows(self.state, self.target, self.drafter, rows, chunk.start + padded, self.make_attention)
-        chunk.running.prefilled += chunk.count
-        if chunk.running.decoding:
-            self._activate(chunk.running)
+    def _make_room(self) -> list[RoundOutput]:
+        """Pages for what decodes; who must give up its place is first heard to the end."""
+        outputs: list[RoundOutput] = []
+        while self.pending and self.scheduler.is_short(len(self.pending) + 1):
+            outputs += self._collect(self.pending.popleft())
+        grown, vacated = self.scheduler.grow(len(self.pending) + 1)
+        for slot in vacated:
+            self.state.release(slot)
+        for sequence, fresh in grown:
+            self.state.give_pages(sequence, fresh)
+        return outputs
 
-    def _activate(self, running: Running) -> None:
-        self.state.activate(running.slot)
-        running.prompt_seconds = time.perf_counter() - running.started
+    def _begin_decoding(self, sequence: Sequence) -> None:
+        if sequence.decoding:
+            self.state.activate(sequence.running_slot)
+            if sequence.prompt_seconds is None and sequence.begun is not None:
+                sequence.prompt_seconds = time.perf_counter() - sequence.begun
 
-    def _launch(self, decoding: tuple[Running, ...]) -> PendingRound:
-        committed = run_round(self.state, self.target, self.drafter, self._plan(decoding), self.make_attention)
-        return PendingRound(decoding, *_copy_to_host(committed))
+    def _launch(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> PendingRound:
+        plan = self._plan(decoding, pace, chunks)
+        if len(decoding) > 1 and pace.drafting:
+            trust = torch.ones(self.state.slots + 1)
+            for sequence in decoding:
+                trust[sequence.running_slot] = self.pacer.acceptance.trust(sequence.request.request_id)
+            self.state.trust.copy_(trust, non_blocking=True)
+        prefill = sum(chunk.count for chunk in chunks)
+        start = chunks[0].start if chunks else 0
+        work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, prefill, start)
+        watch = Stopwatch(self.state.device)
+        committed, tree = run_round(self.state, self.target, self.drafter, plan, self.make_attention)
+        watch.stop()
+        return read_back(decoding, work, watch, committed, tree)
 
-    def _plan(self, decoding: tuple[Running, ...]) -> Plan:
-        params = [running.request.params for running in decoding]
-        nodes = min(self.info.max_nodes, self.drafter.max_nodes)
-        wanted = len(decoding) * (1 + nodes)
+    def _plan(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> Plan:
+        params = [sequence.request.params for sequence in decoding]
+        prefill = sum(chunk.count for chunk in chunks)
+        rows = max(len(decoding) + pace.nodes, MIN_ROWS) if decoding else 0
+        total = row_bucket(rows + prefill)
         unread = len(self.pending) * self.scheduler.tree_rows
         return Plan(
-            rows=row_bucket(max(min(wanted, self.max_rows), len(decoding))),
+            rows=rows if chunks else total,
             requests=len(decoding),
-            context_bound=max(self.known_length[r.request.request_id] for r in decoding) + unread,
+            context_bound=max((len(sequence.tokens) for sequence in decoding), default=0) + unread,
             sampled=any(p.temperature > 0 for p in params),
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params),
+            drafting=pace.drafting,
+            capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
+            chunks=tuple(Chunk(chunk.sequence.running_slot, chunk.start, chunk.count) for chunk in chunks),
+            prefill=total - rows if chunks else 0,
         )
 
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:
-        if pending.ready is not None:
-            pending.ready.synchronize()
-        tokens, count, accepted, drafted, finish = (tensor.tolist() for tensor in pending.read)
-        outputs = []
-        for running in pending.requests:
-            request_id, slot = running.request.request_id, running.slot
-            # cancelled or finished since the launch, or its slot sat this round out
-            if self.scheduler.running.get(request_id) is not running or not count[slot]:
-                continue
-            self.known_length[request_id] += count[slot]
-            reason = FINISH.get(finish[slot])
-            outputs.append(
-                RoundOutput(
-                    request_id=request_id,
-                    tokens=tuple(tokens[slot][: count[slot]]),
-                    accepted=accepted[slot],
-                    drafted=drafted[slot],
-                    finish_reason=reason,
-                    prompt_seconds=running.prompt_seconds,
-                )
-            )
-            running.prompt_seconds = None
-            if reason is not None:
-                self._release(request_id)
-        return outputs
+        outcomes = pending.outcomes(list(self.scheduler.running.values()))
+        self.pacer.took(pending.work, pending.watch.seconds)
+        if pending.work.drafting:
+            self._learn(outcomes)
+        return [self._output(outcome) for outcome in outcomes]
+
+    def _learn(self, outcomes: Many[Outcome]) -> None:
+        sequences = [outcome.sequence for outcome in outcomes]
+        drafted, accepted = sum(o.drafted for o in outcomes), sum(o.accepted for o in outcomes)
+        self.pacer.gained(sequences, drafted, accepted)
+        for outcome in outcomes:
+            if outcome.proposal is not None:
+                self.pacer.proposed(outcome.sequence.request.request_id, outcome.proposal)
+
+    def _output(self, outcome: Outcome) -> RoundOutput:
+        sequence = outcome.sequence
+        first = len(sequence.tokens) == len(sequence.request.prompt)
+        sequence.committed(outcome.tokens)
+        self.scheduler.publish(sequence)
+        output = RoundOutput(
+            request_id=sequence.request.request_id,
+            tokens=tuple(outcome.tokens),
+            accepted=outcome.accepted,
+            drafted=outcome.drafted,
+            finish_reason=outcome.finish,
+            prompt_seconds=sequence.prompt_seconds if first else None,
+            reused=sequence.reused if first else 0,
+        )
+        if outcome.finish is not None:
+            self._release(sequence.request.request_id)
+        return output
 
     def _release(self, request_id: str) -> None:
-        running = self.scheduler.release(request_id)
-        if running is not None:
-            # rounds not read back yet may have written a tree each beyond what is known
-            unread = (len(self.pending) + 1) * self.scheduler.tree_rows
-            self.state.release(running, self.known_length.pop(request_id) + unread)
-
-
-def _copy_to_host(committed: Committed) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
-    """Start copying what a round committed; the event says when the copies are there."""
-    tensors = (committed.tokens, committed.count, committed.accepted, committed.drafted, committed.finish)
-    if not committed.count.is_cuda:
-        return tensors, None
-    copies = tuple(t.to("cpu", non_blocking=True) for t in tensors)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return copies, event
+        slot = self.scheduler.release(request_id)
+        self.pacer.forget(request_id)
+        if slot is not None:
+            self.state.release(slot)

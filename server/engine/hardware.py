@@ -82,3 +82,13 @@ def architecture(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"sm_{major}{minor}"
     return f"{torch.backends.cpu.get_cpu_capability()}-{torch.get_num_threads()}"
+
+
+def machine(device: torch.device) -> str:
+    """Names the very machine, by what its speed depends on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model} {torch.get_num_threads()} threads"

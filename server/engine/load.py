@@ -9,12 +9,17 @@ from pathlib import Path
 import torch
 
 from redraft.drafts.base import Drafter
+from redraft.kernels import linear
 from redraft.kernels.attention import cpu_attention, twin_attention
 from redraft.kernels.tree_attention import CHUNK
+from redraft.server.engine import rows_plan
 from redraft.server.engine.config import PAGE, EngineConfig
+from redraft.server.engine.costs import Costs
 from redraft.server.engine.draft_choice import DraftChoice, choose_draft
 from redraft.server.engine.engine import Engine
-from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype
+from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype, machine
+from redraft.server.engine.measure_costs import cost_table
+from redraft.server.engine.pace import LEAST_PREFILL, Pacer
 from redraft.server.engine.scheduler import Scheduler
 from redraft.server.engine.self_check import differences, report
 from redraft.server.engine.sizing import fit
@@ -27,18 +32,19 @@ from redraft.server.engine.types import EngineInfo, RedraftError
 KERNELS = "1"
 """Raised whenever a change to the kernels or their configuration can change a bit of the output."""
 
-MAX_ROWS = {"cpu": 16, "cuda": 128}
-"""Rows of a round beyond which drafting gives way to more requests."""
+MAX_ROWS = {"cpu": 128, "cuda": 2048}
+"""Rows of a pass where nothing else is asked for: on a CPU those at which a row is cheapest (docs/log.md)."""
 
 
 def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine:
     """Load everything ``config`` names; ``RedraftError`` says what cannot be had.  ``drafter`` overrides (tests)."""
-    if PAGE != CHUNK:
-        raise RedraftError(f"pages of {PAGE} cells do not match attention chunks of {CHUNK}")
+    if (PAGE, rows_plan.MIN_ROWS) != (CHUNK, linear.MIN_ROWS):
+        raise RedraftError(f"pages of {PAGE} cells do not match attention chunks of {CHUNK}, or passes products")
     device, why_device = choose_device(config.device)
     dtype, why_dtype = choose_dtype(config.dtype, device)
     folder = Path(config.target)
     spec = read_spec(folder)
+    most_rows = _most_rows(config, device)
     choice = _given(drafter) if drafter else choose_draft(config, spec, device)
     # on a CPU the products of attention run in fp32, and converting cached values would cost more than their memory
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
@@ -52,6 +58,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         tree_rows=tree_rows,
+        pages=config.kv_pages,
     )
     with torch.inference_mode():
         weights = load_weights(folder, spec, device, dtype)
@@ -63,7 +70,6 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
             pages=sizes.pages,
             max_model_len=sizes.max_model_len,
             tree_rows=tree_rows,
-            prefill_chunk=config.prefill_chunk,
             context=choice.context,
         )
         target = Target(spec, weights, state.positions)
@@ -72,6 +78,13 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         notes = [why_device, why_dtype, choice.why, f"kernels: {target.ops.name}"]
         differing = differences(target, make_attention) if config.self_check else []
         notes.append(report(differing) if config.self_check else "self-check: left out")
+        made_of = (config.target_sha, dtype, KERNELS, target.ops.name, machine(device), torch.__version__)
+        identity = "|".join(map(str, made_of))
+        costs = None
+        if config.measure_costs:
+            table, source = cost_table(state, target, drafter, make_attention, most_rows, identity)
+            notes.append(f"costs of passes: {source}")
+            costs = Costs(table)
     notes.append(
         f"room: {sizes.max_model_len} tokens a request, {config.max_num_seqs} requests, "
         f"{sizes.pages * PAGE} tokens of KV"
@@ -89,8 +102,21 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         fingerprint=fingerprint(config.target_sha, dtype, device, target.ops.name) + ("-inexact" if differing else ""),
         notes=tuple(notes),
     )
-    scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, config.prefill_chunk)
-    return Engine(info, target, drafter, state, scheduler, make_attention, MAX_ROWS[device.type])
+    scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, reuse=config.prefix_caching)
+    most_nodes = choice.candidates if config.max_nodes is None else choice.nodes
+    pacer = Pacer(most_rows, most_nodes, config.speculation, costs)
+    return Engine(info, target, drafter, state, scheduler, make_attention, pacer)
+
+
+def _most_rows(config: EngineConfig, device: torch.device) -> int:
+    """Rows of a pass; a root for everybody and prefill beside it must have room."""
+    least = config.max_num_seqs + LEAST_PREFILL
+    asked = config.max_num_batched_tokens
+    if asked is not None and asked < least:
+        raise RedraftError(
+            f"--max-num-batched-tokens must be at least {least} for {config.max_num_seqs} requests, not {asked}"
+        )
+    return max(MAX_ROWS[device.type], least) if asked is None else asked
 
 
 def _given(drafter: Drafter) -> DraftChoice:

@@ -1,55 +1,105 @@
-"""Accounting of KV pages, by id.  Page 0 is the trash page: padding rows write there and it is never handed out."""
+"""Accounting of KV pages, by id.  Torch-free.
+
+A page is *free*, *held* by one request or more, or *kept*: held by nobody, but what it contains is known by a key
+(prefix.py), so that a request with the same text can have it.  Kept pages are given up, least recently used first,
+when free ones run out.  Page 0 is the trash page: padding rows write there and it is never handed out.
+"""
 
 from __future__ import annotations
 
-from bisect import insort
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 
 class PagePool:
-    """Hands out pages ``1 .. total``; low ids first, so that a request's pages tend to follow one another."""
+    """Pages ``1 .. total``; low ids first, so that a request's pages tend to follow one another."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = list(range(1, total + 1))
-        self._held: dict[str, tuple[int, ...]] = {}
+        self._holders: dict[int, int] = {}
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        """Least recently used first."""
+        self._key: dict[int, bytes] = {}
+        self._page: dict[bytes, int] = {}
 
     @property
-    def free(self) -> int:
-        return len(self._free)
+    def available(self) -> int:
+        """Pages that can be taken: free ones, and kept ones at the price of what they hold."""
+        return len(self._free) + len(self._kept)
 
     @property
     def used(self) -> int:
-        return self.total - len(self._free)
+        """Held pages."""
+        return len(self._holders)
 
-    def allocate(self, owner: str, count: int) -> tuple[int, ...]:
-        """Give ``count`` pages to ``owner``; raises ``ValueError`` if it holds some already or too few are free."""
-        if owner in self._held:
-            raise ValueError(f"{owner} already holds pages")
-        if count > len(self._free):
-            raise ValueError(f"{count} pages asked for, {len(self._free)} free")
-        start = self._run(count)
-        pages = tuple(self._free[start : start + count])
-        del self._free[start : start + count]
-        self._held[owner] = pages
-        return pages
+    @property
+    def kept(self) -> int:
+        return len(self._kept)
 
-    def release(self, owner: str) -> None:
-        """Take back what ``owner`` holds; raises ``KeyError`` if it holds nothing."""
-        for page in self._held.pop(owner):
-            insort(self._free, page)
+    def take(self, count: int) -> list[int]:
+        """Hand out ``count`` pages with one holder each; raises ``ValueError`` if fewer are available."""
+        if count > self.available:
+            raise ValueError(f"{count} pages asked for, {self.available} available")
+        taken = [heapq.heappop(self._free) if self._free else self._evict() for _ in range(count)]
+        self._holders.update(dict.fromkeys(taken, 1))
+        return taken
 
-    def check_integrity(self) -> None:
-        """Every page is free or held exactly once; raises ``AssertionError`` otherwise."""
-        seen = sorted([*self._free, *(page for pages in self._held.values() for page in pages)])
-        if seen != list(range(1, self.total + 1)):
-            raise AssertionError(f"pages lost or held twice: {len(seen)} known of {self.total}")
+    def _evict(self) -> int:
+        page, _ = self._kept.popitem(last=False)
+        del self._page[self._key.pop(page)]
+        return page
 
-    def _run(self, count: int) -> int:
-        """Where the first run of ``count`` consecutive ids begins in the free list; 0 when there is none."""
-        start = 0
-        for i in range(1, len(self._free)):
-            if i - start >= count:
-                break
-            if self._free[i] != self._free[i - 1] + 1:
-                start = i
-        return start if start + count <= len(self._free) else 0
+    def find(self, key: bytes) -> int | None:
+        """The page published under ``key``, if it is still there."""
+        return self._page.get(key)
+
+    def share(self, page: int) -> None:
+        """One more holder of a page that ``find`` gave."""
+        self._kept.pop(page, None)
+        self._holders[page] = self._holders.get(page, 0) + 1
+
+    def publish(self, page: int, key: bytes) -> None:
+        """Say what a held page contains.  Where another page has the same, that one stays the one to be found."""
+        if self._holders.get(page, 0) < 1:
+            raise ValueError(f"page {page} is held by nobody")
+        if page not in self._key and key not in self._page:
+            self._key[page], self._page[key] = key, page
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """One holder less of each, a request's pages in their order; raises ``KeyError`` for a page that is not held.
+
+        The last pages of a text are given up before its first, without which they are worth nothing.
+        """
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                del self._holders[page]
+                if page in self._key:
+                    self._kept[page] = None
+                else:
+                    heapq.heappush(self._free, page)
+
+    def forget(self) -> None:
+        """Keep nothing any more: what is kept becomes free, and nothing that was published is found again."""
+        for page in self._kept:
+            heapq.heappush(self._free, page)
+        self._kept.clear()
+        self._key.clear()
+        self._page.clear()
+
+    def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
+        """Every page is in one state, and held as often as the requests' page lists ``held`` say.
+
+        Raises ``AssertionError``.
+        """
+        if Counter(page for pages in held for page in pages) != Counter(self._holders):
+            raise AssertionError("pages are not held by those who think they hold them")
+        states = [*self._free, *self._kept, *self._holders]
+        if sorted(states) != list(range(1, self.total + 1)):
+            raise AssertionError(f"pages lost or in two states: {len(states)} known of {self.total}")
+        if any(self._page.get(key) != page for page, key in self._key.items()) or len(self._page) != len(self._key):
+            raise AssertionError("keys and pages do not belong together")
+        if not self._kept.keys() <= self._key.keys() or self._key.keys() & set(self._free):
+            raise AssertionError("a page is kept without a key, or free with one")

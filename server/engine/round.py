@@ -1,17 +1,20 @@
 """The round: draft, verify, accept, commit, as one function over preallocated tensors.
 
 No value on the host depends on a token of the round, so on a GPU it can be captured as a graph; tests run it under
-FakeTensorMode, where an op that looks at data fails.  Plain decoding is the same function with empty trees.
+FakeTensorMode, where an op that looks at data fails.  Plain decoding is the same function with empty trees, and rows of
+prefill go along in the same pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Bounds, Drafter
+from redraft.drafts.base import Bounds, Candidates, Drafter
+from redraft.drafts.none import NoDrafter
 from redraft.kernels.accept import Committed, accept
 from redraft.kernels.attention import MakeAttention
 from redraft.kernels.compact_kv import compact_kv
@@ -19,16 +22,19 @@ from redraft.kernels.pack_tree import pack_tree
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.sample import sample
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.prefill_rows import Chunk, join, prefill_rows
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
+
+PLAIN = NoDrafter()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the host decides of a round, from what it knew before it."""
+    """What the host decides of a step, from what it knew before it."""
 
     rows: int
-    """Rows to verify, roots included; the drafts' best nodes fill what the roots leave."""
+    """Rows to verify, roots included; the drafts' best nodes fill what the roots leave.  0: nobody decodes."""
     context_bound: int
     """No request is longer than this before the round."""
     requests: int
@@ -37,24 +43,59 @@ class Plan:
     """Some request has a temperature above 0."""
     filtered: bool
     """Some request uses top_k, top_p or min_p."""
+    drafting: bool = True
+    """False leaves the draft out: every tree is its root."""
+    capped: bool = False
+    """Some request may have fewer nodes than a draft proposes."""
+    chunks: Many[Chunk] = ()
+    """What is prefilled in the same pass, and how many rows it takes with padding."""
+    prefill: int = 0
 
 
 def run_round(
     state: DeviceState, target: Target, drafter: Drafter, plan: Plan, make_attention: MakeAttention
-) -> Committed:
-    """Run one round for all active slots; ``state`` is advanced in place."""
-    tree = drafter.propose(state.draft, Bounds(plan.context_bound, plan.requests, plan.sampled))
-    rows = pack_tree(tree.token, tree.parent, tree.score, state.active, state.length, plan.rows)
+) -> tuple[Committed, Candidates]:
+    """Run one round for all active slots; ``state`` is advanced in place.  Returns what came of what was proposed."""
+    bounds = Bounds(plan.context_bound, plan.requests, plan.sampled)
+    tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
+    score = _weighed(state, tree, plan)
+    rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
     root = state.length - 1
-    hidden = forward_rows(state, target, drafter, rows, plan.context_bound + tree.token.shape[1], make_attention)
+    every, bound = rows, plan.context_bound + tree.token.shape[1]
+    if plan.chunks:
+        every = join(rows, prefill_rows(state, plan.chunks, plan.prefill))
+        bound = max(bound, max(chunk.start + chunk.count for chunk in plan.chunks))
+    hidden = forward_rows(state, target, drafter, every, bound, make_attention)[: plan.rows]
     choice = sample(
         target.logits(hidden), rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered
     )
     committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, state.eos)
     for kv in (state.kv, state.draft_kv):
-        if kv.shape[0]:
+        if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, root, rows, committed, PAGE)
-    return committed
+    return committed, tree
+
+
+def run_prefill(
+    state: DeviceState, target: Target, drafter: Drafter, plan: Plan, make_attention: MakeAttention
+) -> None:
+    """A pass of prefill alone."""
+    rows = prefill_rows(state, plan.chunks, plan.prefill)
+    bound = max(chunk.start + chunk.count for chunk in plan.chunks)
+    forward_rows(state, target, drafter, rows, bound, make_attention)
+
+
+def _weighed(state: DeviceState, tree: Candidates, plan: Plan) -> Tensor:
+    """[S+1, W] the draft's scores as they compare between requests; -inf for nodes beyond what a request may have."""
+    score = tree.score
+    if tree.token.shape[1] == 1:
+        return score
+    if plan.capped:
+        # a parent scores no less than its child and comes first, so it ranks before it
+        rank = score[:, 1:].argsort(stable=True, dim=1, descending=True).argsort(1)
+        beyond = rank >= state.most_nodes.unsqueeze(1)
+        score = torch.cat((score[:, :1], score[:, 1:].masked_fill(beyond, float("-inf"))), 1)
+    return score * state.trust.unsqueeze(1) if plan.requests > 1 else score
 
 
 def forward_rows(
@@ -75,26 +116,3 @@ def forward_rows(
     hidden = target.forward(rows.token, rows.position, cell, state.kv, attend, taps, layers)
     drafter.absorb(taps, rows.position, cell, state.draft_kv)
     return hidden
-
-
-def prefill_rows(state: DeviceState, slot: int, start: int, count: int, padded: int) -> Rows:
-    """A chain of ``count`` prompt tokens of ``slot`` from position ``start``, padded to ``padded`` rows.
-
-    All arguments but the tokens are known on the host.
-    """
-    number = torch.arange(padded, device=state.device)
-    real = number < count
-    token = torch.where(real, state.tokens[slot, start : start + padded], 0)
-    depth = torch.where(real, number, 0)
-    span = torch.arange(state.slots + 1, device=state.device) == slot
-    return Rows(
-        token=token,
-        slot=torch.where(real, slot, state.slots),
-        position=torch.where(real, start + number, 0),
-        depth=depth,
-        parent=torch.where(real, (number - 1).clamp_min(0), number),
-        index=depth,
-        path=torch.where(number <= depth.unsqueeze(1), number, -1),
-        first_row=torch.zeros_like(span, dtype=torch.int64),
-        row_count=span * count,
-    )

@@ -32,12 +32,13 @@ def fit(
     max_model_len: int | None,
     max_num_seqs: int,
     tree_rows: int,
+    pages: int | None = None,
 ) -> Sizes:
     """Divide ``available`` bytes between weights, the draft's (``context``) among them, and KV.
 
     Raises ``RedraftError`` with the sum if the target does not fit.  Every slot gets room for a request of full length
     if memory holds it; otherwise fewer pages are made and requests wait for them.  A ``max_model_len`` that was asked
-    for is never shortened.
+    for is never shortened.  ``pages`` is an upper bound of pages, for tests and comparisons.
     """
     if max_model_len is not None and max_model_len > spec.context:
         raise RedraftError(f"--max-model-len {max_model_len} is beyond the target's context of {spec.context} tokens")
@@ -46,7 +47,7 @@ def fit(
     draft_kv = 2 * context.layers * context.kv_heads * context.head_dim * kv_itemsize
     page = (spec.kv_bytes(kv_itemsize) + draft_kv) * PAGE
     left = available - weights - WORKSPACE
-    affordable = left // page - 1
+    affordable = left // page - 1 if pages is None else min(left // page - 1, pages)
     per_request = _pages((max_model_len or spec.context) + tree_rows)
     if affordable < (per_request if max_model_len else _pages(2 * PAGE + tree_rows)):
         asked = (max_model_len or 2 * PAGE) + tree_rows

@@ -13,8 +13,7 @@ from torch import Tensor
 from redraft.drafts.base import NO_CONTEXT, Context, DraftState
 from redraft.kernels.sample import SamplingTable
 from redraft.server.engine.config import PAGE
-from redraft.server.engine.rows_plan import row_bucket
-from redraft.server.engine.scheduler import Running
+from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.target.spec import TargetSpec
 
 
@@ -31,7 +30,6 @@ class DeviceState:
         pages: int,
         max_model_len: int,
         tree_rows: int,
-        prefill_chunk: int,
         context: Context = NO_CONTEXT,
     ) -> None:
         self.slots = slots
@@ -40,10 +38,10 @@ class DeviceState:
         def table(dtype: torch.dtype, *width: int) -> Tensor:
             return torch.zeros(slots + 1, *width, dtype=dtype, device=device)
 
-        self.positions = max_model_len + max(tree_rows, row_bucket(prefill_chunk))
+        self.positions = max_model_len + tree_rows
         """Bound of any row's position."""
         self.tokens = table(torch.int64, self.positions)
-        """[S+1, T] prompt and committed tokens, with room for a whole chunk or tree behind the longest request."""
+        """[S+1, T] prompt and committed tokens, with room for a whole tree behind the longest request."""
         self.length = table(torch.int64)
         """[S+1] committed tokens, the anchor included."""
         self.limit = table(torch.int64)
@@ -57,44 +55,62 @@ class DeviceState:
             top_k=table(torch.int64),
             seed=table(torch.int64),
         )
+        self.most_nodes = table(torch.int64)
+        """[S+1] most drafted nodes that a request may have verified in a round."""
+        self.trust = table(torch.float32)
+        """[S+1] what a draft's scores are multiplied with, so that those of several requests can be compared."""
         self.eos = torch.tensor(spec.eos_token_ids, dtype=torch.int64, device=device)
         shape = (spec.layers, 2, (pages + 1) * PAGE, spec.kv_heads, spec.head_dim)
         self.kv = _zeros(shape, kv_dtype, device)
-        """[L, 2, cells, HKV, HD]; zero wherever no running request wrote: a masked lane weighs 0, but 0 times a stale
-        NaN would be NaN."""
+        """[L, 2, cells, HKV, HD]; a page is zeroed before it goes to another request: a masked lane weighs 0, but 0
+        times a stale NaN would be NaN."""
         draft_shape = (context.layers, 2, shape[2], context.kv_heads, context.head_dim)
         self.draft_kv = _zeros(draft_shape, kv_dtype, device)
         """[D, 2, cells, HKV, HD] of the draft, in the same cells and as clean."""
+        self._written: set[int] = set()
+        """Pages that were handed out before."""
 
     @property
     def draft(self) -> DraftState:
         """What a drafter gets to see."""
         return DraftState(self.tokens, self.length, self.active, self.page_table, self.draft_kv, self.sampling)
 
-    def admit(self, running: Running, limit: int) -> None:
-        """Write a request's prompt, parameters and pages into its slot; it stays inactive until it is prefilled."""
-        slot, params = running.slot, running.request.params
-        prompt = torch.tensor(running.request.prompt, dtype=torch.int64)
-        self.tokens[slot, : len(prompt)] = prompt.to(self.device, non_blocking=True)
-        self.length[slot] = len(prompt)
-        self.limit[slot] = limit
+    def admit(self, sequence: Sequence, nodes: int) -> None:
+        """Write a request's text, parameters and pages into its slot; it stays inactive until it is prefilled.
+
+        ``nodes``: most drafted nodes that it may have verified in a round.
+        """
+        slot, params = sequence.running_slot, sequence.request.params
+        text = torch.tensor(sequence.tokens, dtype=torch.int64)
+        self.tokens[slot, : len(text)] = text.to(self.device, non_blocking=True)
+        self.length[slot] = len(text)
+        self.limit[slot] = sequence.limit
         self.sampling.temperature[slot] = params.temperature
         self.sampling.top_p[slot] = params.top_p
         self.sampling.min_p[slot] = params.min_p
         self.sampling.top_k[slot] = params.top_k
         self.sampling.seed[slot] = signed64(params.seed)
-        self.page_table[slot, : len(running.pages)] = torch.tensor(running.pages, device=self.device)
+        self.most_nodes[slot] = nodes
+        self.trust[slot] = 1.0
+        self.give_pages(sequence, sequence.computed // PAGE)
+
+    def give_pages(self, sequence: Sequence, fresh: int) -> None:
+        """Enter a sequence's pages; those from number ``fresh`` on were another's and are zeroed."""
+        slot = sequence.running_slot
+        for page in sequence.pages[fresh:]:
+            if page in self._written:
+                for kv in (self.kv, self.draft_kv):
+                    kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
+            self._written.add(page)
+        self.page_table[slot, : len(sequence.pages)] = torch.tensor(sequence.pages, device=self.device)
 
     def activate(self, slot: int) -> None:
         self.active[slot] = True
 
-    def release(self, running: Running, written: int) -> None:
-        """Take the slot out of rounds and zero the ``written`` first cells; the pages may be another's from now on."""
-        self.active[running.slot] = False
-        self.page_table[running.slot] = 0
-        for page in running.pages[: -(-written // PAGE)]:
-            for kv in (self.kv, self.draft_kv):
-                kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
+    def release(self, slot: int) -> None:
+        """Take a slot out of rounds; its pages may be another's from now on."""
+        self.active[slot] = False
+        self.page_table[slot] = 0
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -45,6 +45,12 @@ class Request:
     request_id: str
     prompt: tuple[int, ...]
     params: SamplingParams
+    max_nodes: int | None = None
+    """Most drafted nodes to verify in a round; 0 decodes plainly, None leaves it to the engine."""
+    reuse: bool = True
+    """Whether KV may come from earlier requests, and go to later ones."""
+    cache_salt: str = ""
+    """Only requests with the same salt share KV, so that no one's speed tells what others asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ class RoundOutput:
     """Set with ``FinishReason.ERROR``."""
     prompt_seconds: float | None = None
     """With the request's first tokens: seconds spent in its prefill."""
+    reused: int = 0
+    """With the request's first tokens: prompt tokens whose KV was there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,13 @@ class EngineStats:
     waiting: int = 0
     pages_used: int = 0
     pages_total: int = 0
+    pages_kept: int = 0
+    """Free, but known to hold the beginning of some text."""
+    preemptions: int = 0
+    """Since the start, as the counts that follow."""
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Of ``prompt_tokens``, how many were found computed."""
 
 
 @dataclass(frozen=True, slots=True)

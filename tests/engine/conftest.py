@@ -20,7 +20,6 @@ from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK, Attention, CpuAttention, TwinAttention
 from redraft.server.engine.engine import Engine
-from redraft.server.engine.scheduler import Running
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import inverse_frequencies, read_spec
 from redraft.server.engine.target.weights import load_weights
@@ -178,7 +177,7 @@ class Bench:
 def keep_caches(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[tuple[Tensor, Tensor]]]:
     """Of an engine a list that gets the target's and the draft's KV of every request that leaves, by logical cell.
 
-    The engine zeroes them then, so afterwards there is nothing to compare.
+    Pages are taken as they are left, and nobody finds them afterwards: every request computes its own.
     """
 
     def keep(engine: Engine) -> list[tuple[Tensor, Tensor]]:
@@ -186,10 +185,12 @@ def keep_caches(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[tupl
         state = engine.state
         release = state.release
 
-        def noting(running: Running, written: int) -> None:
-            cell = torch.cat([torch.arange(page * CHUNK, (page + 1) * CHUNK) for page in running.pages])
+        def noting(slot: int) -> None:
+            pages = [page for page in state.page_table[slot].tolist() if page]
+            cell = torch.cat([torch.arange(page * CHUNK, (page + 1) * CHUNK) for page in pages])
             kept.append((state.kv[:, :, cell], state.draft_kv[:, :, cell]))
-            release(running, written)
+            engine.scheduler.pool.forget()
+            release(slot)
 
         monkeypatch.setattr(state, "release", noting)
         return kept

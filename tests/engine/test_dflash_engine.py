@@ -55,7 +55,8 @@ class Setting:
             device="cpu",
             max_num_seqs=SLOTS,
             max_nodes=NODES,
-            prefill_chunk=48,
+            max_num_batched_tokens=48,
+            measure_costs=False,
             self_check=False,
         )
         self.checkpoint = read_draft(draft)
@@ -144,7 +145,7 @@ def setting(
         elif load_fused() is None:
             pytest.skip("no C compiler here, so there are no fused kernels")
         made = Setting(target, random_draft(target, **changes), dtype)
-        made.engine.max_rows = 64
+        made.engine.pacer.most_rows = 64
         yield made
 
 
@@ -178,15 +179,15 @@ def test_the_engine_was_built_with_the_draft(setting: Setting) -> None:
 def test_rows_that_do_not_suffice_change_nothing(setting: Setting) -> None:
     params = SAMPLING["T=0.8"]
     expected = setting.plain(PROMPTS, params)
-    before = setting.engine.max_rows
+    before = setting.engine.pacer.most_rows
     try:
         for rows in (1, 5, 9):
-            setting.engine.max_rows = rows
+            setting.engine.pacer.most_rows = rows
             for kind in ("tree", "knowing+ngram"):
                 drafter = setting.drafter(kind, whole(PROMPTS, expected))
                 assert setting.decode(drafter, PROMPTS, params)[0] == expected, (rows, kind)
     finally:
-        setting.engine.max_rows = before
+        setting.engine.pacer.most_rows = before
 
 
 @pytest.mark.parametrize(("kind", "temperature"), [("tree", 0.8), ("knowing", 0.0), ("knowing+ngram", 0.8)])
@@ -231,19 +232,36 @@ def test_after_many_rounds_the_draft_says_what_it_says_after_a_prefill(
     later = [t for t in knowing.own if any(len(t) > n + 5 and [*t[:n]] == p for n, p in begun.items())]
     assert len(later) >= 6
     seen, knowing.own = knowing.own, {}
-    for text in later[:: len(later) // 6]:
-        setting.decode(drafter, [text], replace(params, max_tokens=1))
-        for now, then in zip(knowing.own[text], seen[text], strict=True):
-            assert torch.equal(now, then), len(text)
+    scheduler = setting.engine.scheduler
+    for reuse in (True, False):
+        before = scheduler.reused_tokens
+        for text in later[:: len(later) // 6]:
+            if not reuse:
+                scheduler.pool.forget()
+            setting.decode(drafter, [text], replace(params, max_tokens=1))
+            for now, then in zip(knowing.own[text], seen[text], strict=True):
+                assert torch.equal(now, then), (reuse, len(text))
+        if not reuse or max(map(len, later[:: len(later) // 6])) > PAGE:
+            # a prefix that was reused drafts as well as a computed one
+            assert (scheduler.reused_tokens > before) == reuse
 
 
-def test_nothing_is_left_behind(setting: Setting) -> None:
+def test_what_another_left_in_a_page_is_never_seen(setting: Setting) -> None:
     """The block may reach beyond the tree, into a page of its own."""
-    setting.engine.state.kv[:, :, :PAGE] = 0
+    engine, prompts = setting.engine, [list(range(120)), [4] * 126]
     for kind, limit in (("tree", 7), ("chain", 12), ("merged", 4)):
-        setting.decode(setting.drafter(kind), [list(range(120)), [4] * 126], SamplingParams(max_tokens=limit))
-        for kv in (setting.engine.state.kv, setting.engine.state.draft_kv):
-            assert not kv[:, :, PAGE:].any(), kind
+        params = SamplingParams(max_tokens=limit, temperature=0)
+        expected = setting.plain(prompts, params)
+        drafter = setting.drafter(kind)
+        assert setting.decode(drafter, prompts, params)[0] == expected
+        engine.scheduler.pool.forget()
+        for kv in (engine.state.kv, engine.state.draft_kv):
+            kv[:, :, PAGE:] = torch.nan
+        engine.state._written.update(range(1, engine.scheduler.pool.total + 1))
+        assert setting.decode(drafter, prompts, params)[0] == expected, kind
+        used = torch.cat([torch.arange(page * PAGE, (page + 1) * PAGE) for page in range(1, 5)])
+        for kv in (engine.state.kv, engine.state.draft_kv):
+            assert not kv[:, :, used].isnan().any(), kind
 
 
 def test_same_seed_same_text_beside_others_that_come_and_go(setting: Setting) -> None:

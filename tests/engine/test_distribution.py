@@ -41,14 +41,22 @@ def test_two_sampled_tokens_follow_the_target(
     }
 
     config = EngineConfig(
-        str(folder), "tiny", "0", draft="none", dtype="fp32", device="cpu", max_num_seqs=32, self_check=False
+        str(folder),
+        "tiny",
+        "0",
+        draft="none",
+        dtype="fp32",
+        device="cpu",
+        max_num_seqs=32,
+        self_check=False,
+        measure_costs=False,
     )
     # drafts that are often right: trees over a text that holds likely tokens
     likely = [*prompt, *max(expected, key=lambda pair: expected[pair]), *prompt]
     reference = torch.tensor([likely] * 33)
     drafter = RandomTreeDrafter(reference, 331, 5) if draft == "tree" else None
     engine = build_engine(config, drafter)
-    engine.max_rows = 256
+    engine.pacer.most_rows = 256
     counts: Counter[tuple[int, ...]] = Counter()
     accepted = 0
     texts: dict[str, list[int]] = {}

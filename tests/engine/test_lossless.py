@@ -46,7 +46,8 @@ def engine(request: pytest.FixtureRequest, random_target: Callable[[str], Path])
         device="cpu",
         max_num_seqs=SLOTS,
         max_nodes=NODES,
-        prefill_chunk=64,
+        max_num_batched_tokens=64,
+        measure_costs=False,
     )
     return build_engine(config)
 
@@ -83,7 +84,7 @@ def drafters(engine: Engine, texts: Sequence[Sequence[int]]) -> dict[str, Drafte
 
 @pytest.mark.parametrize("params", SAMPLING.values(), ids=SAMPLING)
 def test_output_never_depends_on_the_draft_or_the_batch(engine: Engine, params: SamplingParams) -> None:
-    engine.max_rows = 64
+    engine.pacer.most_rows = 64
     expected = plain(engine, PROMPTS, params)
     assert len({tuple(text) for text in expected}) == len(PROMPTS)
     texts = [[*p, *e] for p, e in zip(PROMPTS, expected, strict=True)]
@@ -97,7 +98,7 @@ def test_rows_that_do_not_suffice_for_all_nodes_change_nothing(engine: Engine) -
     expected = plain(engine, PROMPTS, params)
     texts = [[*p, *e] for p, e in zip(PROMPTS, expected, strict=True)]
     for rows in (1, 6, 9):
-        engine.max_rows = rows
+        engine.pacer.most_rows = rows
         for name, drafter in drafters(engine, texts).items():
             engine.drafter = drafter
             assert decode(engine, PROMPTS, params) == expected, (rows, name)
@@ -107,7 +108,7 @@ def test_rows_that_do_not_suffice_for_all_nodes_change_nothing(engine: Engine) -
 def test_the_cache_has_the_bytes_of_plain_decoding_and_of_prefill(
     engine: Engine, name: str, keep_caches: Callable[[Engine], list[tuple[torch.Tensor, torch.Tensor]]]
 ) -> None:
-    engine.max_rows = 64
+    engine.pacer.most_rows = 64
     params = SamplingParams(max_tokens=40, temperature=0)
     prompt = list(range(100, 210))
     kept = keep_caches(engine)
@@ -125,7 +126,7 @@ def test_the_cache_has_the_bytes_of_plain_decoding_and_of_prefill(
 
 
 def test_a_right_draft_is_accepted_whole(engine: Engine) -> None:
-    engine.max_rows = 64
+    engine.pacer.most_rows = 64
     params = SamplingParams(max_tokens=32, temperature=0)
     (expected,) = plain(engine, [[3, 1, 4]], params)
     engine.drafter = drafters(engine, [[3, 1, 4, *expected]] * SLOTS)["always right"]
@@ -138,7 +139,7 @@ def test_a_right_draft_is_accepted_whole(engine: Engine) -> None:
 
 
 def test_same_seed_same_text_alone_or_beside_others_that_come_and_go(engine: Engine) -> None:
-    engine.max_rows = 16
+    engine.pacer.most_rows = 16
     engine.drafter = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
     params = SamplingParams(max_tokens=60, temperature=0.9, seed=7)
     alone = decode(engine, [[8, 8, 8]], params)[0]
@@ -169,7 +170,7 @@ def test_seeds_differ(engine: Engine) -> None:
 
 
 def test_end_of_text_and_limits_hold_inside_an_accepted_run(engine: Engine) -> None:
-    engine.max_rows = 64
+    engine.pacer.most_rows = 64
     params = SamplingParams(max_tokens=30, temperature=0)
     prompt = [3, 1, 4]
     (expected,) = plain(engine, [prompt], params)

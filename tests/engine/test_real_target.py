@@ -26,7 +26,9 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def engine(smollm2: Path) -> Engine:
-    config = EngineConfig(str(smollm2), "smollm2-135m", "0", max_model_len=1024, max_num_seqs=4, max_nodes=7)
+    config = EngineConfig(
+        str(smollm2), "smollm2-135m", "0", max_model_len=1024, max_num_seqs=4, max_nodes=7, measure_costs=False
+    )
     return build_engine(config)
 
 
@@ -73,7 +75,7 @@ def test_speculative_equals_plain(engine: Engine, prompts: list[list[int]], temp
         ]
         for drafter in drafters:
             for rows in (6, 32):
-                engine.drafter, engine.max_rows = drafter, rows
+                engine.drafter, engine.pacer.most_rows = drafter, rows
                 assert decode(engine, prompts, params)[0] == expected, (drafter.name, rows)
         engine.drafter = drafters[1]
         assert max(decode(engine, prompts[:1], params)[1]) == 8
@@ -85,12 +87,14 @@ def test_the_cache_has_the_bytes_of_prefill(engine: Engine, prompts: list[list[i
     kept: list[torch.Tensor] = []
     release = engine.state.release
 
-    def keep(running: object, written: int) -> None:
+    def keep(slot: int) -> None:
         kept.append(engine.state.kv[:, :, PAGE : 3 * PAGE].clone())
-        release(running, written)  # type: ignore[arg-type]
+        engine.scheduler.pool.forget()  # the second request computes its own
+        release(slot)
 
-    engine.state.release = keep  # type: ignore[method-assign, assignment]
-    engine.max_rows = 32
+    engine.scheduler.pool.forget()
+    engine.state.release = keep  # type: ignore[method-assign]
+    engine.pacer.most_rows = 32
     try:
         (output,), rounds = decode(engine, prompts[:1], SamplingParams(max_tokens=2 * TOKENS, temperature=0))
         assert max(rounds) > 1
@@ -107,7 +111,7 @@ def test_logits_equal_transformers_in_fp32(smollm2: Path, prompts: list[list[int
 
     from redraft.kernels.attention import cpu_attention
     from redraft.kernels.rows import cells
-    from redraft.server.engine.round import prefill_rows
+    from redraft.server.engine.prefill_rows import Chunk, prefill_rows
 
     config = EngineConfig(str(smollm2), "x", "0", draft="none", dtype="fp32", device="cpu", max_model_len=512)
     engine = build_engine(config)
@@ -116,9 +120,9 @@ def test_logits_equal_transformers_in_fp32(smollm2: Path, prompts: list[list[int
     with torch.inference_mode():
         state.tokens[0, :count] = ids
         state.page_table[0, :2] = torch.tensor([1, 2])
-        rows = prefill_rows(state, 0, 0, count, count)
+        rows = prefill_rows(state, [Chunk(0, 0, count)], count)
         attend = cpu_attention(rows, state.page_table, count, engine.target.spec.head_dim)
-        cell = cells(state.page_table, rows.slot, rows.index, PAGE)
+        cell = cells(state.page_table, rows.slot, rows.position, PAGE)
         logits = engine.target.logits(engine.target.forward(rows.token, rows.position, cell, state.kv, attend))
         reference = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)(ids[None]).logits[0]
     assert (logits - reference).abs().max() <= 1e-4 * reference.abs().max()

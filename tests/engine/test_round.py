@@ -20,7 +20,8 @@ from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.attention import cpu_attention, twin_attention
 from redraft.kernels.linear import Linear
-from redraft.server.engine.round import Plan, forward_rows, prefill_rows, run_round
+from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import TargetSpec, read_spec
@@ -43,7 +44,7 @@ def fake_parts(folder: Path, kind: str, nodes: int) -> tuple[DeviceState, Target
         drafter = MergedDrafter(drafter, NgramDrafter(2, spec.vocab, cpu, nodes))
     context = drafter.context
     tree_rows = max(drafter.max_nodes + 1, context.reach)
-    sizes = {"slots": 2, "pages": 4, "max_model_len": 256, "tree_rows": tree_rows, "prefill_chunk": 64}
+    sizes = {"slots": 2, "pages": 4, "max_model_len": 256, "tree_rows": tree_rows}
     state = DeviceState(spec, cpu, torch.float32, context=context, **sizes)
     target = Target(spec, _without_values(weights), 512)
     return state, target, drafter
@@ -116,7 +117,7 @@ def test_no_value_on_the_host_depends_on_a_token(
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
         for _ in range(2):
-            committed = run_round(state, target, drafter, plan, twin_attention)
+            committed, _ = run_round(state, target, drafter, plan, twin_attention)
     assert committed.tokens.shape == (3, width)
     assert committed.count.shape == (3,)
 
@@ -126,9 +127,11 @@ def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path
     folder = random_target("llama")
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
-        rows = prefill_rows(state, 1, 64, 5, 8)
-        hidden = forward_rows(state, target, drafter, rows, 72, twin_attention)
-    assert hidden.shape == (8, target.spec.hidden)
+        plan = dataclasses.replace(PLAN, rows=0, requests=0, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2)), prefill=8)
+        run_prefill(state, target, drafter, plan, twin_attention)
+        beside = dataclasses.replace(plan, rows=5, requests=1, chunks=plan.chunks[:1], capped=True)
+        committed, tree = run_round(state, target, drafter, beside, twin_attention)
+    assert committed.tokens.shape == tree.token.shape == (3, 8)
 
 
 def test_the_check_notices_an_op_that_reads(random_target: Callable[[str], Path]) -> None:

@@ -32,7 +32,9 @@ def sha(smollm2: Path) -> str:
 
 @pytest.fixture(scope="module")
 def engine(smollm2: Path, sha: str) -> Engine:
-    return build_engine(EngineConfig(str(smollm2), "smollm2-135m", sha, max_model_len=512, max_num_seqs=2))
+    return build_engine(
+        EngineConfig(str(smollm2), "smollm2-135m", sha, max_model_len=512, max_num_seqs=2, measure_costs=False)
+    )
 
 
 def decode(engine: Engine, drafter: Drafter, params: SamplingParams, smollm2: Path) -> tuple[list[list[int]], int]:

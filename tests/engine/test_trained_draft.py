@@ -32,7 +32,7 @@ def decode(target: Path, draft: str, **options: object) -> tuple[list[list[int]]
     """Answers to both prompts, decoded together, and how many drafted tokens each round accepted."""
     config = EngineConfig(
         target=str(target), target_name="tiny", target_sha="0", draft=draft, dtype="fp32", device="cpu", max_num_seqs=2,
-        self_check=False, **options,  # type: ignore[arg-type]
+        self_check=False, measure_costs=False, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     engine = build_engine(config)
     outputs, accepted = [[] for _ in PROMPTS], []  # type: list[list[int]], list[int]

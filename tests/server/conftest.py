@@ -124,6 +124,7 @@ class Canned:
         sizes: tuple[int, ...] = (1, 3, 2, 4),
         finish: FinishReason = FinishReason.STOP,
         drafted: int = 4,
+        reused: int = 0,
     ) -> list[RoundOutput | None]:
         """``text`` in rounds of ``sizes`` tokens, over and over; ends with the end-of-turn token for STOP."""
         ids = list(self.tokenizer.encode(text))
@@ -141,6 +142,7 @@ class Canned:
                     drafted=drafted,
                     finish_reason=None if ids else finish,
                     prompt_seconds=None if outputs else 0.001,
+                    reused=0 if outputs else reused,
                 )
             )
         return outputs

@@ -63,6 +63,8 @@ BOTH = [
     ("stream_options", [{"include_usage": True}, "x", [1]]),
     ("user", ["u" * 10_000, 5]),
     ("include_metrics", ["yes", 1]),
+    ("speculation", ["off", 5, True, [], {"enabled": False, "max_nodes": 1}]),
+    ("cache_salt", ["", "s" * 257, 5, True, ["s"]]),
     ("max_tokens", [0, -1, HUGE, 10**400, "5", 5.5, True]),
     ("frequency_penalty", [1, -0.5, "0", True, False]),
     ("presence_penalty", [0.1]),
@@ -90,15 +92,23 @@ BOTH = [
     ("documents", [[]]),
     ("no_such_parameter", [0, False, "", "x"]),
 ]
-CASES = [(name, value) for name, values in BOTH for value in values]
+SPECULATION = [
+    ("enabled", [1, 0, "false", [True]]),
+    ("max_nodes", [-1, 64, HUGE, 10**400, 1.5, "5", True]),
+    ("method", ["ngram", 0]),
+    ("Enabled", [True]),
+]
+CASES = [(name, {name: value}) for name, values in BOTH for value in values] + [
+    (f"speculation.{name}", {"speculation": {name: value}}) for name, values in SPECULATION for value in values
+]
 
 
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 def test_wrong_values_and_unsupported_parameters(server, path):
     good = GOOD if path == "completions" else GOOD_CHAT
-    for name, value in CASES:
-        error = check(server.http.post(f"/v1/{path}", json={**good, name: value}), 400, name)
-        assert name in error["message"], (name, value)
+    for name, body in CASES:
+        error = check(server.http.post(f"/v1/{path}", json={**good, **body}), 400, name)
+        assert name in error["message"], (name, body)
     goes_on(server)
 
 
@@ -304,9 +314,11 @@ def test_odd_but_good(server):
         "response_format": {"type": "text"}, "tools": [], "tool_choice": "auto", "store": False, "echo": False,
         "best_of": 1, "suffix": None, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True,
         "unknown": None, "stream_options": None, "max_tokens": None, "seed": None, "stop": None, "user": "me",
+        "speculation": None, "cache_salt": None,
     }  # fmt: skip
     extreme = {"temperature": 1e-320, "top_p": 1e-320, "top_k": -1, "min_p": -0.0, "seed": -(2**63), "stop": ["a"] * 16}
-    for body in [neutral, extreme, {"seed": 2**64 - 1}, {"prompt": "a\u0000b<|end|>"}, {"prompt": "x" * 511}]:
+    salted = {"cache_salt": "\u0000日" * 128, "speculation": {"max_nodes": 63, "enabled": None, "unknown": None}}
+    for body in [neutral, extreme, salted, {"seed": 2**64 - 1}, {"prompt": "a\u0000b<|end|>"}, {"prompt": "x" * 511}]:
         reply = server.http.post("/v1/completions", json={**GOOD, **body})
         assert reply.status_code == 200, reply.text
     reply = server.http.post("/v1/chat/completions", json={**GOOD_CHAT, **neutral, "max_completion_tokens": None})

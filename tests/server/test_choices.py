@@ -33,6 +33,33 @@ def test_parameters_reach_the_engine(server):
     assert request.params == SamplingParams(9, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=-3)
 
 
+@pytest.mark.parametrize(
+    ("speculation", "max_nodes"),
+    [
+        (None, None),
+        ({}, None),
+        ({"enabled": None, "max_nodes": None}, None),
+        ({"enabled": True}, None),
+        ({"enabled": True, "max_nodes": 63}, 63),
+        ({"max_nodes": 3}, 3),
+        ({"max_nodes": 0}, 0),
+        ({"enabled": False}, 0),
+        ({"enabled": False, "max_nodes": 0}, 0),
+    ],
+)
+def test_speculation_is_a_bound_on_nodes(server, speculation, max_nodes):
+    for path, body in (("completions", GOOD), ("chat/completions", {"model": "toy", "messages": TURNS})):
+        requests, _ = asked(server, {**body, "speculation": speculation, "n": 2}, path)
+        assert [request.max_nodes for request in requests] == [max_nodes] * 2
+
+
+def test_the_salt_reaches_the_engine(server):
+    for path, body in (("completions", GOOD), ("chat/completions", {"model": "toy", "messages": TURNS})):
+        for salt, expected in (("mine", "mine"), ("s" * 256, "s" * 256), (None, "")):
+            requests, _ = asked(server, {**body, "cache_salt": salt, "n": 2}, path)
+            assert [(request.cache_salt, request.reuse) for request in requests] == [(expected, True)] * 2
+
+
 def test_defaults(server, tokenizer):
     (request,), _ = asked(server, {**GOOD, "seed": 1, "top_k": -1})
     assert request.params == SamplingParams(16, seed=1)
@@ -104,7 +131,22 @@ def test_n_choices_of_each_prompt(server, prompt, texts, stream):
         "prompt_tokens": prompts,
         "completion_tokens": 4 * len(texts),
         "total_tokens": prompts + 4 * len(texts),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+@pytest.mark.parametrize(
+    ("n", "reused", "cached"),
+    [(1, (2, 1), 3), (2, (0, 2, 1, 0), 3), (2, (3, 3, 1, 1), 4), (3, (0, 0, 0, 0, 1, 0), 1)],
+)
+def test_cached_tokens_count_a_prompt_once(serve, canned, stream, n, reused, cached):
+    server = serve(canned.scripted(lambda r: canned.rounds("ok", reused=reused[int(r.request_id.rsplit("-")[-1])])))
+    body = {"prompt": ["abcd", "xy"], "n": n, "stream": stream}
+    _, reply = asked(server, {**GOOD, **body, "stream_options": {"include_usage": True} if stream else None})
+    last = json.loads(reply.text.split("\n\n")[-3][6:]) if stream else reply.json()
+    assert last["usage"]["prompt_tokens"] == 6
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": cached}
 
 
 def test_length(serve, canned):

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from redraft.server.engine.types import FinishReason, RoundOutput
+from redraft.server.engine.types import EngineStats, FinishReason, RoundOutput
 from redraft.server.metrics import GAP_EDGES, LENGTH_EDGES, Metrics
 from redraft.server.record import ChoiceRecord
 from redraft.server.window import Window
@@ -48,6 +48,12 @@ def test_a_canned_run(serve, canned):
         "redraft_request_duration_seconds": "histogram",
         "redraft_requests_running": "gauge",
         "redraft_requests_waiting": "gauge",
+        "redraft_kv_pages": "gauge",
+        "redraft_kv_pages_used": "gauge",
+        "redraft_kv_pages_kept": "gauge",
+        "redraft_preemptions": "counter",
+        "redraft_prefix_cache_queries": "counter",
+        "redraft_prefix_cache_hits": "counter",
         "redraft_tokens_per_second": "gauge",
         "redraft_acceptance_length_mean": "gauge",
     }
@@ -78,6 +84,20 @@ def test_a_canned_run(serve, canned):
     }
     assert {key: samples.get(key) for key in expected} == expected
     assert ("redraft_spec_accepted_tokens_per_pos_total", "3") not in samples
+
+
+def test_what_the_engine_counts_is_shown_as_it_counts_it(serve, canned):
+    server = serve(canned.engine())
+    engine = server.service.engine
+    names = ("kv_pages", "kv_pages_used", "kv_pages_kept")
+    totals = ("preemptions_total", "prefix_cache_queries_total", "prefix_cache_hits_total")
+    for used, kept, *counts in ((0, 0, 0, 0, 0), (3, 2, 1, 700, 256), (0, 9, 1, 2**53 - 1, 256), (1, 0, 0, 5, 0)):
+        preemptions, prompt, reused = counts
+        engine.stats = EngineStats(1, 0, used, 9, kept, preemptions, prompt_tokens=prompt, reused_tokens=reused)
+        for _ in range(2):
+            _, samples = scrape(server)
+            assert [samples[(f"redraft_{name}",)] for name in names] == [9, used, kept]
+            assert [samples[(f"redraft_{name}",)] for name in totals] == counts
 
 
 def test_rounds_are_counted_without_a_draft(serve, canned):
@@ -133,7 +153,7 @@ def test_gaps_per_token_and_per_event():
     steps = [(0.5, 2), (0.12, 4), (0.0, 0), (0.3, 1)]
     for gap, tokens in steps:
         clock.now += gap
-        record.arrived(RoundOutput("x", tuple(range(tokens)), max(tokens - 1, 0), 4, prompt_seconds=0.2))
+        record.arrived(RoundOutput("x", tuple(range(tokens)), max(tokens - 1, 0), 6, prompt_seconds=0.2))
         record.took(tokens)
     clock.now += 0.1
     record.finished(FinishReason.STOP)
@@ -154,6 +174,7 @@ def test_gaps_per_token_and_per_event():
     assert metrics.mean_itl_ms == pytest.approx(84)
     assert metrics.tokens_per_second == pytest.approx(7 / 0.92)
     assert metrics.speculative_decoding.acceptance_histogram == [1, 1, 0, 1, 0]
+    assert metrics.speculative_decoding.num_spec_tokens == 6
 
 
 def test_window_forgets():

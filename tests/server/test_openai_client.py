@@ -13,8 +13,8 @@ TURNS = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture
 def url(serve, canned):
-    """A server that always answers ``TEXT``."""
-    return serve(canned.engine(TEXT)).url + "/v1"
+    """A server that always answers ``TEXT``, and had one token of every prompt already."""
+    return serve(canned.scripted(lambda request: canned.rounds(TEXT, reused=1))).url + "/v1"
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def test_completion(client):
     assert (reply.choices[0].text, reply.choices[0].finish_reason) == (TEXT, "stop")
     # two bytes of the prompt; "ö" and "日" have merged tokens, "ll" too, and the end-of-turn token counts
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.usage.total_tokens) == (2, 22, 24)
+    assert reply.usage.prompt_tokens_details.cached_tokens == 1
     assert (reply.object, reply.model, reply.system_fingerprint) == ("text_completion", "toy", "fp_toy")
     assert reply.id.startswith("cmpl-")
 
@@ -58,6 +59,7 @@ def test_chat_stream_with_usage(client):
     assert "".join(part.choices[0].delta.content or "" for part in parts) == TEXT
     assert (parts[-1].choices[0].delta.content, parts[-1].choices[0].finish_reason) == (None, "stop")
     assert (last.choices, last.usage.completion_tokens) == ([], 22)
+    assert last.usage.prompt_tokens_details.cached_tokens == 1
     assert all(part.usage is None for part in parts)
 
 
@@ -70,6 +72,11 @@ def test_async_client(url):
             return text, (await whole).choices[0].message.content
 
     assert asyncio.run(both()) == (TEXT, TEXT)
+
+
+def test_parameters_that_openai_has_not(client):
+    more = {"speculation": {"enabled": False}, "cache_salt": "mine"}
+    assert client.completions.create(model="toy", prompt="hi", extra_body=more).choices[0].text == TEXT
 
 
 def test_a_replayed_assistant_message_is_taken(client):

@@ -1,0 +1,122 @@
+"""Rounds that were launched and not read back yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redraft.drafts.base import Candidates
+from redraft.kernels.accept import RUNNING, STOP, Committed
+from redraft.server.engine.acceptance import Proposal
+from redraft.server.engine.costs import Work
+from redraft.server.engine.sequence import Sequence
+from redraft.server.engine.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round did for one sequence."""
+
+    sequence: Sequence
+    tokens: list[int]
+    accepted: int
+    drafted: int
+    finish: FinishReason | None
+    proposal: Proposal | None
+    """None in a round without a draft."""
+
+
+class Stopwatch:
+    """Seconds from its making to ``stop``, by the device's clock where that is a GPU; read once the round is back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+        self.begun = time.perf_counter()
+        if self.events:
+            self.events[0].record()
+
+    def stop(self) -> None:
+        self.ended = time.perf_counter()
+        if self.events:
+            self.events[1].record()
+
+    @property
+    def seconds(self) -> float:
+        if self.events:
+            return float(self.events[0].elapsed_time(self.events[1])) / 1e3
+        return self.ended - self.begun
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRound:
+    """A round on its way back to the host."""
+
+    slots: tuple[tuple[Sequence, int], ...]
+    """Who took part, and where."""
+    work: Work
+    watch: Stopwatch
+    copies: tuple[Tensor, ...]
+    """Tokens, count, accepted, drafted, finish; with a draft also its tokens, parents and scores."""
+    ready: torch.cuda.Event | None
+
+    def outcomes(self, running: Many[Sequence]) -> list[Outcome]:
+        """What the round did for those of ``running`` that took part; waits until it is back."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        tokens, count, accepted, drafted, finish, *tree = (tensor.tolist() for tensor in self.copies)
+        found = []
+        here = set(map(id, running))
+        for sequence, slot in self.slots:
+            # cancelled or finished since the launch, or its slot sat this round out
+            if id(sequence) not in here or not count[slot]:
+                continue
+            committed = tokens[slot][: count[slot]]
+            found.append(
+                Outcome(
+                    sequence=sequence,
+                    tokens=committed,
+                    accepted=accepted[slot],
+                    drafted=drafted[slot],
+                    finish=_reason(finish[slot]),
+                    proposal=_proposal(tree, slot, committed) if tree else None,
+                )
+            )
+        return found
+
+
+def _proposal(tree: list[list[list[Any]]], slot: int, committed: list[int]) -> Proposal:
+    token, parent, score = (table[slot] for table in tree)
+    return Proposal(token, parent, score, committed)
+
+
+def _reason(code: int) -> FinishReason | None:
+    if code == RUNNING:
+        return None
+    return FinishReason.STOP if code == STOP else FinishReason.LENGTH
+
+
+def read_back(
+    sequences: Many[Sequence], work: Work, watch: Stopwatch, committed: Committed, tree: Candidates
+) -> PendingRound:
+    """Start copying what a round committed to the host."""
+    tensors: tuple[Tensor, ...] = (
+        committed.tokens,
+        committed.count,
+        committed.accepted,
+        committed.drafted,
+        committed.finish,
+    )
+    if work.drafting:
+        tensors += (tree.token, tree.parent, tree.score)
+    slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
+    if not committed.count.is_cuda:
+        return PendingRound(slots, work, watch, tensors, None)
+    copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return PendingRound(slots, work, watch, copies, event)
