@@ -1,43 +1,141 @@
 /* Attention of packed rows over paged fp32 KV for CPUs, each row along its own path through a tree.
  *
- * A row's keys are visited in the order of their absolute positions, by way of a table of cells, and every sum has one
- * order that depends on the row's own path alone.  So the bits are those of plain decoding whatever tree, batch or
- * padding surrounds the row (drafters-and-kernels.md 6.3).  Built by fused_cpu.py; the twin is tree_attention.py's.
+ * A row's keys are visited in the order of their absolute positions, and every sum has one order that depends on the
+ * row's own path alone: a score runs over the head's dimensions, the softmax over LANES partial sums, the result over
+ * positions.  Tiles, threads and vectors only decide which of these independent sums are worked on together.  So the
+ * bits are those of plain decoding whatever tree, batch or padding surrounds the row (drafters-and-kernels.md 6.3).
+ * Built by fused_cpu.py; the twin is tree_attention.py's.
  */
+#include <stdlib.h>
+
 #include "math_cpu.h"
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
 
-#define TILE 4 /* queries of a group that share a load */
-#define ROWS 8 /* rows that share transposed keys */
+#if defined(__AVX512F__)
+#define WIDTH 16
+#define EACH(f, s)                                                                                               \
+    f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), f(8, s), f(9, s), f(10, s), f(11, s), \
+        f(12, s), f(13, s), f(14, s), f(15, s)
+#elif defined(__AVX__)
+#define WIDTH 8
+#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
+#else
+#define WIDTH 4
+#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s)
+#endif
 
-static inline vec fma_vec(vec a, vec b, vec c) {
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
+
+#define PAGE 128          /* cells of a page: CHUNK in tree_attention.py */
+#define BLOCK (2 * WIDTH) /* positions scored together, dimensions combined together; divides PAGE */
+#define TILE 6            /* queries times BLOCK: 12 sums in registers, enough to hide the latency of an FMA */
+#define ROWS 8            /* rows of a request that share transposed keys and the values in the L1 cache */
+#define STEPS 64          /* positions combined before the next queries have their turn: their values fit L1 */
+
+/* What is the same in all layers of a pass; attention_cpu.py fills it in. */
+typedef struct {
+    const int64_t *slot, *position, *depth; /* [rows] */
+    const int64_t *path;                    /* [rows, width] */
+    const int64_t *page_table;              /* [slots + 1, pages] */
+    int64_t *tile;                          /* [rows, 4] first row, end, positions in order for all, work */
+    float *scratch;                         /* [threads, floats] */
+    int64_t rows, width, slots, pages, lanes, kv_heads, group, dim, threads, floats, dtype;
+    int64_t tiles, split; /* set by attention_plan */
+} Pass;
+
+/* One tile's rows against one KV head, and a thread's room for it. */
+typedef struct {
+    const Pass *pass;
+    const float *key, *value; /* of the head, in cell 0 */
+    int64_t first, end, in_order, head, count, lanes, stride;
+    float *query, *keys, *sums, *scores; /* [count, dim], [dim, BLOCK], [count, dim], [count, lanes] */
+} Work;
+
+static inline __attribute__((always_inline)) vec fma_vec(vec a, vec b, vec c) {
     vec r;
-    for (int j = 0; j < LANES; j++) r[j] = __builtin_fmaf(a[j], b[j], c[j]);
+    for (int j = 0; j < WIDTH; j++) r[j] = __builtin_fmaf(a[j], b[j], c[j]);
     return r;
 }
 
 static inline vec spread(float x) { return x - (vec){0}; }
 
-/* keys of LANES positions, transposed: out [dim, LANES] */
-static void transpose(float *restrict out, const float *restrict key, const int64_t *cell, int64_t stride, int64_t dim) {
-    const float *from[LANES];
-    for (int j = 0; j < LANES; j++) from[j] = key + cell[j] * stride;
-    for (int64_t d = 0; d < dim; d++)
-        for (int j = 0; j < LANES; j++) out[d * LANES + j] = from[j][d];
+/* a [count, steps] times b [steps, wide * WIDTH] -> out, or onto what is there: each sum over steps, in order */
+static inline __attribute__((always_inline)) void product(float *restrict out, int64_t out_row, const float *restrict a,
+                                                          int64_t a_row, const float *restrict b, int64_t b_row,
+                                                          int64_t steps, int onto, int count, int wide) {
+    vec sum[TILE][2] = {{{0}}};
+    if (onto) {
+#pragma GCC unroll 6
+        for (int g = 0; g < count; g++)
+#pragma GCC unroll 2
+            for (int w = 0; w < wide; w++) sum[g][w] = *(const vec *)(out + g * out_row + w * WIDTH);
+    }
+    for (int64_t k = 0; k < steps; k++) {
+        vec row[2];
+#pragma GCC unroll 2
+        for (int w = 0; w < wide; w++) row[w] = *(const vec *)(b + k * b_row + w * WIDTH);
+#pragma GCC unroll 6
+        for (int g = 0; g < count; g++)
+#pragma GCC unroll 2
+            for (int w = 0; w < wide; w++) sum[g][w] = fma_vec(spread(a[g * a_row + k]), row[w], sum[g][w]);
+    }
+#pragma GCC unroll 6
+    for (int g = 0; g < count; g++)
+#pragma GCC unroll 2
+        for (int w = 0; w < wide; w++) *(vec *)(out + g * out_row + w * WIDTH) = sum[g][w];
 }
 
-/* scores of count queries q [count, dim] against LANES keys, each summed over dim in order -> out, lanes apart */
-static inline __attribute__((always_inline)) void score(float *restrict out, int64_t lanes, const float *restrict q,
-                                                        const float *restrict keys, int64_t dim, int count) {
-    vec sum[TILE] = {{0}};
-    for (int64_t d = 0; d < dim; d++) {
-        vec k = *(const vec *)(keys + d * LANES);
-#pragma GCC unroll 4
-        for (int g = 0; g < count; g++) sum[g] = fma_vec(spread(q[g * dim + d]), k, sum[g]);
+/* the same for any count: the sizes are constants inside, so that sums stay in registers */
+static void products(float *out, int64_t out_row, const float *a, int64_t a_row, const float *b, int64_t b_row,
+                     int64_t steps, int onto, int64_t count, int64_t wide) {
+#define PRODUCT(n, w) product(out, out_row, a, a_row, b, b_row, steps, onto, n, w)
+#define CASE(n)                                         \
+    case n:                                             \
+        if (wide == 2) PRODUCT(n, 2);                   \
+        else PRODUCT(n, 1);                             \
+        break;
+    for (; count > 0; count -= TILE, out += TILE * out_row, a += TILE * a_row) switch (count < TILE ? count : TILE) {
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        }
+}
+
+/* keys of WIDTH positions, transposed in registers by swapping ever larger blocks: out [dim, BLOCK] */
+static void transpose(float *restrict out, const float *const *from, int64_t dim) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(a, b, pick, s) __builtin_shufflevector(a, b, EACH(pick, s))
+#else
+#define SHUFFLE(a, b, pick, s) __builtin_shuffle(a, b, (ints){EACH(pick, s)})
+#endif
+#define LOW(j, s) (j & s ? WIDTH + j - s : j)
+#define HIGH(j, s) (j & s ? WIDTH + j : j + s)
+#define SWAP(s)                                                       \
+    _Pragma("GCC unroll 16") for (int i = 0; i < WIDTH; i++) if (!(i & s)) { \
+        vec low = x[i], high = x[i + s];                              \
+        x[i] = SHUFFLE(low, high, LOW, s);                            \
+        x[i + s] = SHUFFLE(low, high, HIGH, s);                       \
     }
-#pragma GCC unroll 4
-    for (int g = 0; g < count; g++) *(vec *)(out + g * lanes) = sum[g];
+    for (int64_t d = 0; d < dim; d += WIDTH) {
+        vec x[WIDTH];
+#pragma GCC unroll 16
+        for (int j = 0; j < WIDTH; j++) x[j] = *(const vec *)(from[j] + d);
+        SWAP(1)
+        SWAP(2)
+#if WIDTH > 4
+        SWAP(4)
+#endif
+#if WIDTH > 8
+        SWAP(8)
+#endif
+#pragma GCC unroll 16
+        for (int j = 0; j < WIDTH; j++) *(vec *)(out + (d + j) * BLOCK) = x[j];
+    }
 }
 
 /* scores of which the first n count -> weights that sum to one, zero beyond n */
@@ -59,81 +157,162 @@ static void softmax(float *restrict s, int64_t n) {
     for (int64_t i = 0; i < lanes; i++) s[i] *= inverse;
 }
 
-/* weights of count queries times the values along the path, in order of position, wide times LANES columns of them */
-static inline __attribute__((always_inline)) void combine(float *restrict out, int64_t dim, const float *restrict weight,
-                                                          int64_t lanes, const float *restrict value,
-                                                          const int64_t *cell, int64_t n, int64_t stride, int count,
-                                                          int wide) {
-    vec sum[TILE][2] = {{{0}}};
-    for (int64_t i = 0; i < n; i++) {
-        const float *v = value + cell[i] * stride;
-#pragma GCC unroll 2
-        for (int d = 0; d < wide; d++) {
-            vec column = *(const vec *)(v + d * LANES);
-#pragma GCC unroll 4
-            for (int g = 0; g < count; g++) sum[g][d] = fma_vec(spread(weight[g * lanes + i]), column, sum[g][d]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < count; g++)
-#pragma GCC unroll 2
-        for (int d = 0; d < wide; d++) *(vec *)(out + g * dim + d * LANES) = sum[g][d];
+/* the cell of row r's key at a position, in committed order where the path does not reach */
+static inline int64_t cell_of(const Pass *p, int64_t r, int64_t at) {
+    int64_t depth = p->depth[r], root = p->position[r] - depth, step = at - root;
+    if (step >= 0 && step <= depth) at = root + p->path[r * p->width + step];
+    return p->page_table[p->slot[r] * p->pages + at / PAGE] * PAGE + at % PAGE;
 }
 
-/* one tile of a group: the sizes are constants inside, so that sums stay in registers */
-#define TILED(count, call)         \
-    switch (count) {               \
-        case 1: call(1); break;    \
-        case 2: call(2); break;    \
-        case 3: call(3); break;    \
-        default: call(4); break;   \
+/* A tile: rows of one request.  Up to in_order, all of them have their keys in the cells of the positions. */
+static void fill_tile(const Pass *p, int64_t *tile, int64_t first, int64_t end) {
+    tile[0] = first, tile[1] = end, tile[2] = INT64_MAX, tile[3] = 0;
+    for (int64_t r = first; r < end; r++) {
+        int64_t step = 0;
+        while (step <= p->depth[r] && p->path[r * p->width + step] == step) step++;
+        int64_t in_order = p->position[r] - p->depth[r] + step;
+        if (in_order < tile[2]) tile[2] = in_order;
+        tile[3] += p->position[r] + 1;
     }
+}
 
-/* Rows first .. last of q [rows, kv_heads * group, dim] fp32, scaled already; key, value [cells, kv_heads, dim];
- * cell [rows, lanes] of each position; visible [rows] positions a row sees, 0 for padding -> out [rows, kv_heads *
- * group, dim] of dtype (0 fp32, 1 bf16).  lanes and dim are multiples of LANES.
- * scratch: LANES * dim + ROWS * group * lanes + group * dim floats. */
-void tree_attention(const float *q, const float *key, const float *value, const int64_t *cell, const int64_t *visible,
-                    void *out, float *scratch, int64_t first, int64_t last, int64_t lanes, int64_t kv_heads,
-                    int64_t group, int64_t dim, int dtype) {
-    int64_t stride = kv_heads * dim, size = dtype ? 2 : 4;
-    float *keys = scratch, *scores = keys + LANES * dim, *sums = scores + ROWS * group * lanes;
-    for (int64_t start = first; start < last; start += ROWS)
-        for (int64_t h = 0; h < kv_heads; h++) {
-            int64_t end = start + ROWS < last ? start + ROWS : last;
-            for (int64_t i = 0; i < lanes; i += LANES) {
-                const int64_t *shown = 0;
-                for (int64_t r = start; r < end; r++) {
-                    const int64_t *own = cell + r * lanes + i;
-                    if (visible[r] <= i) continue;
-                    if (!shown || memcmp(shown, own, LANES * sizeof *own))
-                        transpose(keys, key + h * dim, shown = own, stride, dim);
-                    for (int64_t g = 0; g < group; g += TILE) {
-                        float *to = scores + ((r - start) * group + g) * lanes + i;
-                        const float *query = q + ((r * kv_heads + h) * group + g) * dim;
-#define SCORE(count) score(to, lanes, query, keys, dim, count)
-                        TILED(group - g, SCORE)
-                    }
-                }
-            }
-            for (int64_t r = start; r < end; r++) {
-                int64_t n = visible[r], head = (r * kv_heads + h) * group;
-                float *weights = scores + (r - start) * group * lanes;
-                for (int64_t g = 0; n && g < group; g++) softmax(weights + g * lanes, n);
-                for (int64_t g = 0; g < group; g += TILE)
-                    for (int64_t d = 0; d < dim; d += 2 * LANES) {
-                        float *to = sums + g * dim + d;
-                        const float *from = value + h * dim + d, *w = weights + g * lanes;
-                        const int64_t *own = cell + r * lanes;
-#define NARROW(count) combine(to, dim, w, lanes, from, own, n, stride, count, 1)
-#define WIDE(count) combine(to, dim, w, lanes, from, own, n, stride, count, 2)
-                        if (dim - d < 2 * LANES) {
-                            TILED(group - g, NARROW)
-                        } else {
-                            TILED(group - g, WIDE)
-                        }
-                    }
-                store((char *)out + head * dim * size, sums, group * dim, dtype);
-            }
+static int more_work(const void *a, const void *b) {
+    int64_t x = ((const int64_t *)a)[3], y = ((const int64_t *)b)[3];
+    return (x < y) - (x > y);
+}
+
+/* Cut the rows into tiles, the longest first; say which pairs of tile and KV head all threads are to share, for the
+ * others go whole to one thread each, and whether threads pay at all: from alone multiply-adds. */
+void attention_plan(Pass *p, int64_t alone) {
+    int64_t total = 0, pairs;
+    p->tiles = p->split = 0;
+    for (int64_t first = 0, end; first < p->rows; first = end) {
+        for (end = first + 1; end < p->rows && p->slot[end] == p->slot[first];) end++;
+        if (p->slot[first] >= p->slots) continue;
+        int64_t parts = (end - first + ROWS - 1) / ROWS, rows = (end - first + parts - 1) / parts;
+        for (int64_t r = first; r < end; r += rows) {
+            fill_tile(p, p->tile + 4 * p->tiles, r, r + rows < end ? r + rows : end);
+            total += p->tile[4 * p->tiles++ + 3];
         }
+    }
+    qsort(p->tile, p->tiles, 4 * sizeof *p->tile, more_work);
+    if (total * p->kv_heads * p->group * p->dim * 2 < alone) p->threads = 1;
+    /* a whole pair must be a small part of a thread's share, unless what is left comes out even */
+    for (total *= p->kv_heads, pairs = p->tiles * p->kv_heads; p->threads > 1 && p->split < pairs; p->split++) {
+        int64_t work = p->tile[4 * (p->split / p->kv_heads) + 3], least = p->tile[4 * p->tiles - 1];
+        if (work * p->threads * 4 <= total) break;
+        if ((pairs - p->split) % p->threads == 0 && work - least <= work / 8) break;
+        total -= work;
+    }
+}
+
+static void begin(Work *w, const Pass *p, const float *q, const float *key, const float *value, int64_t pair) {
+    const int64_t *tile = p->tile + 4 * (pair / p->kv_heads), size = p->group * p->dim;
+    w->pass = p, w->first = tile[0], w->end = tile[1], w->in_order = tile[2], w->head = pair % p->kv_heads;
+    w->count = (w->end - w->first) * p->group, w->lanes = p->lanes, w->stride = p->kv_heads * p->dim;
+    w->key = key + w->head * p->dim, w->value = value + w->head * p->dim;
+    for (int64_t r = w->first; r < w->end; r++)
+        memcpy(w->query + (r - w->first) * size, q + (r * p->kv_heads + w->head) * size, size * sizeof *q);
+}
+
+/* scores in lanes from .. to, multiples of BLOCK */
+static void score(const Work *w, int64_t from, int64_t to) {
+    const Pass *p = w->pass;
+    const float *place[BLOCK];
+    for (int64_t i = from; i < to; i += BLOCK) {
+        int64_t shown[BLOCK], own[BLOCK];
+        if (i + BLOCK <= w->in_order) {
+            const float *start = w->key + cell_of(p, w->first, i) * w->stride;
+            for (int j = 0; j < BLOCK; j++) place[j] = start + j * w->stride;
+            for (int j = 0; j < BLOCK; j += WIDTH) transpose(w->keys + j, place + j, p->dim);
+            products(w->scores + i, w->lanes, w->query, p->dim, w->keys, BLOCK, p->dim, 0, w->count, 2);
+            continue;
+        }
+        shown[0] = -1;
+        for (int64_t r = w->first; r < w->end; r++) {
+            if (p->position[r] < i) continue;
+            for (int j = 0; j < BLOCK; j++) own[j] = cell_of(p, r, i + j);
+            if (memcmp(shown, own, sizeof own)) {
+                memcpy(shown, own, sizeof own);
+                for (int j = 0; j < BLOCK; j++) place[j] = w->key + own[j] * w->stride;
+                for (int j = 0; j < BLOCK; j += WIDTH) transpose(w->keys + j, place + j, p->dim);
+            }
+            int64_t at = (r - w->first) * p->group;
+            products(w->scores + at * w->lanes + i, w->lanes, w->query + at * p->dim, p->dim, w->keys, BLOCK, p->dim, 0,
+                     p->group, 2);
+        }
+    }
+}
+
+/* scores of queries from .. to become weights */
+static void weigh(const Work *w, int64_t from, int64_t to) {
+    for (int64_t m = from; m < to; m++)
+        softmax(w->scores + m * w->lanes, w->pass->position[w->first + m / w->pass->group] + 1);
+}
+
+/* values times weights, dimensions from .. to (multiples of BLOCK, or the end): first the positions that all rows have
+ * in order, then what is left of each */
+static void combine(const Work *w, void *out, int64_t from, int64_t to) {
+    const Pass *p = w->pass;
+    int64_t size = p->dtype ? 2 : 4, limit = w->in_order, group = p->group;
+    memset(w->sums, 0, w->count * p->dim * sizeof *w->sums);
+    for (int64_t i = 0, steps; i < limit; i += steps) {
+        steps = limit - i < STEPS ? limit - i : STEPS;
+        const float *value = w->value + cell_of(p, w->first, i) * w->stride;
+        for (int64_t d = from; d < to; d += BLOCK)
+            products(w->sums + d, p->dim, w->scores + i, w->lanes, value + d, w->stride, steps, 1, w->count,
+                     to - d < BLOCK ? 1 : 2);
+    }
+    for (int64_t r = w->first; r < w->end; r++) {
+        int64_t at = (r - w->first) * group;
+        for (int64_t i = limit; i <= p->position[r]; i++) {
+            const float *value = w->value + cell_of(p, r, i) * w->stride;
+            for (int64_t d = from; d < to; d += BLOCK)
+                products(w->sums + at * p->dim + d, p->dim, w->scores + at * w->lanes + i, w->lanes, value + d, 0, 1, 1,
+                         group, to - d < BLOCK ? 1 : 2);
+        }
+        for (int64_t g = 0; g < group; g++)
+            store((char *)out + (((r * p->kv_heads + w->head) * group + g) * p->dim + from) * size,
+                  w->sums + (at + g) * p->dim + from, to - from, p->dtype);
+    }
+}
+
+/* part me of team of what comes in units, as from .. to */
+#define SHARE(total, unit) \
+    ((total) / (unit) * me / team * (unit)), (me + 1 == team ? (total) : (total) / (unit) * (me + 1) / team * (unit))
+
+/* q [rows, kv_heads * group, dim] fp32, scaled already; key, value [cells, kv_heads, dim] -> out [rows, kv_heads *
+ * group, dim] of the pass's dtype (0 fp32, 1 bf16), zero for padding.  lanes is a multiple of 32, dim of LANES. */
+void tree_attention(const Pass *p, const float *q, const float *key, const float *value, void *out) {
+    int64_t wide = p->kv_heads * p->group * p->dim * (p->dtype ? 2 : 4), most = ROWS * p->group;
+    for (int64_t r = 0; r < p->rows; r++)
+        if (p->slot[r] >= p->slots) memset((char *)out + r * wide, 0, wide);
+#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
+    {
+        int64_t me = omp_get_thread_num(), team = omp_get_num_threads(), pairs = p->tiles * p->kv_heads;
+        float *own = p->scratch + me * p->floats;
+        Work w = {.query = own, .sums = own + most * p->dim, .keys = own + 2 * most * p->dim};
+        int64_t skip = (2 * most + BLOCK) * p->dim;
+        w.scores = p->scratch + skip;
+        for (int64_t pair = 0; pair < p->split; pair++) {
+            begin(&w, p, q, key, value, pair);
+            int64_t last = p->position[w.end - 1], lanes = (last / BLOCK + 1) * BLOCK;
+            for (int64_t r = w.first; r < w.end; r++)
+                if (p->position[r] > last) last = p->position[r], lanes = (last / BLOCK + 1) * BLOCK;
+            score(&w, SHARE(lanes, BLOCK));
+#pragma omp barrier
+            weigh(&w, SHARE(w.count, 1));
+#pragma omp barrier
+            combine(&w, out, SHARE(p->dim, BLOCK));
+#pragma omp barrier
+        }
+        w.scores = own + skip;
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t pair = p->split; pair < pairs; pair++) {
+            begin(&w, p, q, key, value, pair);
+            score(&w, 0, p->lanes);
+            weigh(&w, 0, w.count);
+            combine(&w, out, 0, p->dim);
+        }
+    }
 }
