@@ -2,7 +2,7 @@
 
 A node's *rank* is its place among its request's nodes by the draft's own score, from 1; in a chain it is the depth.
 The k best of a tree gain the sum of the first k hit rates, so these are what rows are budgeted by (budget.py).
-Whether a node was right is known of every proposed node as far down as the committed text reaches, verified or not.
+Whether a node was right is known, verified or not, where its parent was verified or is the root.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MEMORY = 0.94
-"""Share of what was seen that counts in the next round: a request is judged by its last 16 rounds or so."""
+MEMORY = 0.95
+"""Share of what was seen that counts in the next round: a request is judged by its last 20 rounds or so."""
 POOL_MEMORY = 0.995
 """The same for all requests together."""
-PRIOR = 6.0
+PRIOR = 3.0
 """Rounds that the experience with all requests is worth for a new one."""
 FIRST = (0.6, 0.3, 0.2, 0.12, 0.08)
 """Hit rates that are assumed before anything was seen, and for how many rounds; then halved from rank to rank."""
@@ -32,23 +32,25 @@ class Proposal:
     score: Sequence[float]
     """Estimated probability of acceptance; -inf (or NaN) where there is no node."""
     committed: Sequence[int]
+    verified: int
+    """How many of the nodes had rows: the best ones."""
 
 
 def outcomes(proposal: Proposal) -> list[tuple[float, bool | None]]:
-    """Score of every node, best first, and whether it was right; None where the text does not reach so far."""
+    """Score of every node, best first, and whether it was right; None where that cannot be known.
+
+    What is known must not depend on what came out, or rates would be of some outcomes only.  So of a node whose parent
+    had no row nothing is known, also if its parent was wrong.
+    """
     token, parent, score, committed = proposal.token, proposal.parent, proposal.score, proposal.committed
-    depth, right = [0] * len(token), list[bool | None]([True] * len(token))
-    for node in range(1, len(token)):
-        above = parent[node]
-        depth[node] = depth[above] + 1
-        if right[above] and depth[node] > len(committed):
-            right[node] = None
-        elif right[above]:
-            right[node] = token[node] == committed[depth[node] - 1]
-        else:
-            right[node] = right[above]  # below a wrong node all is wrong, below an unknown one unknown
     ranked = sorted((n for n in range(1, len(token)) if score[n] > 0), key=lambda n: -score[n])
-    return [(score[node], right[node]) for node in ranked]
+    had_row = {0, *ranked[: proposal.verified]}
+    depth, right = [0] * len(token), [True] * len(token)
+    for node in range(1, len(token)):
+        depth[node] = depth[parent[node]] + 1
+        reached = right[parent[node]] and depth[node] <= len(committed)
+        right[node] = reached and token[node] == committed[depth[node] - 1]
+    return [(score[node], right[node] if parent[node] in had_row else None) for node in ranked]
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -84,8 +85,10 @@ class Work:
     drafting: bool = False
 
 
-SMOOTH = 0.05
-"""Share of a new measurement in the running mean of what a kind of step costs against the table."""
+DRIFT = 0.1
+"""Share of what a step took more than expected that is put down to the machine as a whole."""
+LEAST = 0.03
+"""Share that is put down to this kind of step, once many were seen; of the first ones more."""
 ODD = 3.0
 """A step that took so many times longer or shorter than expected is counted as this much: others use the machine."""
 
@@ -96,9 +99,10 @@ class Costs:
 
     table: CostTable
     scale: float = 1.0
-    """Of the machine as a whole, which drifts and throttles; followed fast, and the same for all choices."""
+    """Of the machine as a whole, which drifts and throttles: the same for all choices."""
     factor: dict[tuple[int, bool], float] = field(default_factory=dict)
-    """Of one kind of step against the whole; followed slowly."""
+    """Of one kind of step against the whole."""
+    seen: Counter[tuple[int, bool]] = field(default_factory=Counter)
 
     def seconds(self, work: Work) -> float:
         """What ``work`` is expected to take."""
@@ -106,11 +110,11 @@ class Costs:
 
     def took(self, work: Work, seconds: float) -> None:
         """``work`` took ``seconds``."""
-        ratio = min(max(seconds / self._expected(work), self.scale / ODD), self.scale * ODD)
         kind = (work.rows, work.drafting)
-        factor = self.factor.get(kind, 1.0)
-        self.factor[kind] = factor + SMOOTH * (ratio / self.scale - factor)
-        self.scale += 4 * SMOOTH * (ratio / factor - self.scale)
+        off = min(max(seconds / self.seconds(work), 1 / ODD), ODD)
+        self.scale *= off**DRIFT
+        self.factor[kind] = self.factor.get(kind, 1.0) * off ** max(LEAST, 1 / (2 + self.seen[kind]))
+        self.seen[kind] += 1
 
     def _expected(self, work: Work) -> float:
         table = self.table

@@ -2,7 +2,7 @@
 
 Of what was measured it keeps costs (costs.py) and hit rates (acceptance.py); the rules are in budget.py.  When
 drafting does not pay, a draft is still tried now and then, for half a percent of the time at most, so that it comes
-back when the texts change.
+back when the texts change; and where it pays, one round in 200 goes without, to know what that costs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from redraft.server.engine.sequence import Sequence
 
 PROBING = 0.005
 """Share of the time that may go into drafts whose nodes are not expected to pay."""
+FIRST_TRIES = 0.25
+"""Seconds that may at once go into such drafts, to get to know the texts."""
 STALL = 1.7
 """Prefill may make a step so many times longer than the round alone takes."""
 LEAST_PREFILL = 8
@@ -54,8 +56,10 @@ class Pacer:
         self.acceptance = Acceptance(most_nodes)
         self.selection = 1.0
         """What rounds gained against the sum of mean hit rates: the device picks the best nodes of the moment."""
-        self.saved = 0.0
-        """Seconds that may go into a try."""
+        self.saved = FIRST_TRIES
+        """Seconds that may go into a try of drafting."""
+        self.since_plain = 0
+        """Rounds since one without a draft, by which alone it is known what that would cost."""
 
     def allowed(self, sequence: Sequence) -> int:
         """Most nodes that this request may have verified in a round."""
@@ -83,7 +87,10 @@ class Pacer:
             choice = best_nodes(rates, timer, self.most_rows, prefill, choice.tokens_per_second)
         if choice.nodes == 0 and most > 0 and self._may_try(decoding, prefill):
             # rows that padding would fill cost nothing
-            return Pace(row_bucket(requests + prefill) - requests - prefill, True, prefill)
+            taken = requests + prefill
+            return Pace(min(row_bucket(taken), self.most_rows) - taken, True, prefill)
+        if choice.nodes > 0 and self.since_plain >= 1 / PROBING:
+            return Pace(prefill=prefill)
         return Pace(choice.nodes, choice.nodes > 0, prefill)
 
     def work(self, decoding: Many[Sequence], rows: int, drafting: bool, prefill: int = 0, start: int = 0) -> Work:
@@ -98,6 +105,7 @@ class Pacer:
         if self.costs is None or not work.requests:
             return
         self.costs.took(work, seconds)
+        self.since_plain = self.since_plain + 1 if work.drafting else 0
         if not work.drafting:
             self.saved += PROBING * seconds
 
@@ -144,5 +152,5 @@ class Pacer:
         price = seconds(rows, True) - seconds(rows, False)
         if self.saved < price:
             return False
-        self.saved = 0.0
+        self.saved = min(self.saved - price, price)
         return True

@@ -83,15 +83,15 @@ class PendingRound:
                     accepted=accepted[slot],
                     drafted=drafted[slot],
                     finish=_reason(finish[slot]),
-                    proposal=_proposal(tree, slot, committed) if tree else None,
+                    proposal=_proposal(tree, slot, committed, drafted[slot]) if tree else None,
                 )
             )
         return found
 
 
-def _proposal(tree: list[list[list[Any]]], slot: int, committed: list[int]) -> Proposal:
+def _proposal(tree: list[list[list[Any]]], slot: int, committed: list[int], verified: int) -> Proposal:
     token, parent, score = (table[slot] for table in tree)
-    return Proposal(token, parent, score, committed)
+    return Proposal(token, parent, score, committed, verified)
 
 
 def _reason(code: int) -> FinishReason | None:
