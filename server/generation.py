@@ -53,8 +53,8 @@ class Generation:
         """Tokens so far."""
         made = sum(choice.record.tokens for choice in self.choices)
         reused = [choice.record.reused for choice in self.choices]
-        # a prompt counts once, so of its choices the one that found most of it
-        cached = sum(max(reused[first : first + self._n]) for first in range(0, len(reused), self._n))
+        # a prompt counts once; what one of its choices computed was not there before, so the one that found least tells
+        cached = sum(min(reused[first : first + self._n]) for first in range(0, len(reused), self._n))
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=made,

@@ -13,7 +13,7 @@ class PromptTokensDetails(BaseModel):
     """What became of the prompt's tokens."""
 
     cached_tokens: int = Field(
-        description="Of `prompt_tokens`, those whose KV was there already; of several choices, where it was most."
+        description="Of `prompt_tokens`, those whose KV was there already; before any of its choices."
     )
 
 

@@ -49,26 +49,28 @@ class DraftChoice:
 
 def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -> DraftChoice:
     """The draft ``config`` names, or the default of this target; ``RedraftError`` says why one cannot serve."""
-    nodes = config.max_nodes if config.max_nodes is not None else MAX_NODES[device.type]
+    asked = int(config.speculation) if config.speculation.isdecimal() else MAX_NODES[device.type]
+    nodes = asked if config.max_nodes is None else config.max_nodes
     if config.draft == "none" or nodes == 0:
         return DraftChoice("draft: none, plain decoding as asked", 0, 0, lambda *_: NoDrafter())
     if not 1 <= nodes <= MAX_DRAFTED:
-        raise RedraftError(f"--max-nodes must lie in 0 ... {MAX_DRAFTED}, not {nodes}")
+        raise RedraftError(f"--max-nodes and --speculation must lie in 0 ... {MAX_DRAFTED}, not {nodes}")
 
     def ngram() -> NgramDrafter:
         return NgramDrafter(config.max_num_seqs, spec.vocab, device, nodes)
 
     with as_redraft_error():
-        asked = ResolvedDraft(config.draft, config.draft_why) if config.draft else default_draft(config.target_sha)
-        if asked.draft == "ngram":
-            return DraftChoice(f"draft: ngram, {asked.why}", nodes, nodes, lambda *_: ngram())
-        folder = Path(asked.draft)
+        found = ResolvedDraft(config.draft, config.draft_why) if config.draft else default_draft(config.target_sha)
+        if found.draft == "ngram":
+            return DraftChoice(f"draft: ngram, {found.why}", nodes, nodes, lambda *_: ngram())
+        folder = Path(found.draft)
         checkpoint = read_draft(folder)
         _fits(checkpoint, spec, folder)
     name = str(checkpoint.card.get("name") or _folder_name(folder))
     if config.draft_ngram and nodes > MAX_DRAFTED // 2:
         raise RedraftError(
-            f"--max-nodes must lie in 0 ... {MAX_DRAFTED // 2} with n-gram lookup in the tree, not {nodes}"
+            f"--max-nodes and --speculation must lie in 0 ... {MAX_DRAFTED // 2} with n-gram lookup in the tree, "
+            f"not {nodes}"
         )
 
     def trained(embedding: Tensor, head: Callable[[], Tensor], positions: int) -> Drafter:
@@ -77,7 +79,7 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
 
     also = ", with n-gram lookup in the same tree" if config.draft_ngram else ""
     return DraftChoice(
-        why=f"draft: {name}, {asked.why}{also}{_mismatch(checkpoint, config)}",
+        why=f"draft: {name}, {found.why}{also}{_mismatch(checkpoint, config)}",
         nodes=nodes,
         candidates=2 * nodes if config.draft_ngram else nodes,
         make=trained,

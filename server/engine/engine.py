@@ -60,6 +60,7 @@ class Engine:
         if self.busy:
             raise RuntimeError("the drafter is exchanged only while the engine is idle")
         self._drafter = drafter
+        self.pacer.proposed_nodes = drafter.max_nodes
         # pages with another draft's keys and values, or without any, would make this one draft badly
         self.scheduler.version = drafter.version if drafter.context.layers else ""
 

@@ -51,6 +51,8 @@ class Pacer:
         """
         self.most_rows = most_rows
         self.most_nodes = 0 if speculation == "off" else most_nodes
+        self.proposed_nodes = most_nodes
+        """Of the draft in use, which a benchmark may exchange."""
         self.fixed = int(speculation) if speculation.isdecimal() else None
         self.costs = costs
         self.acceptance = Acceptance(most_nodes)
@@ -65,7 +67,7 @@ class Pacer:
         """Most nodes that this request may have verified in a round."""
         asked = sequence.request.max_nodes
         most = self.most_nodes if self.fixed is None else min(self.fixed, self.most_nodes)
-        return most if asked is None else min(asked, most)
+        return min(most, self.proposed_nodes, most if asked is None else asked)
 
     def step(self, decoding: Many[Sequence], prefilling: Many[Sequence]) -> Pace:
         """The pace of the next step, for what decodes and what is being prefilled, oldest first."""

@@ -87,7 +87,7 @@ class EngineInfo:
     max_model_len: int
     max_num_seqs: int
     max_nodes: int
-    """Drafted nodes a request has verified in a round when it runs alone; beside others it may get more or fewer."""
+    """Drafted nodes that each way of drafting proposes for a request; how many of them a round verifies varies."""
     eos_token_ids: tuple[int, ...]
     fingerprint: str
     """Names the class within which output is bit for bit reproducible: weights, dtype, kernels, architecture."""

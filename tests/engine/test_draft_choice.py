@@ -93,7 +93,7 @@ def test_nothing_is_drafted_if_so_asked(config: EngineConfig, draft: Path) -> No
 
 @pytest.mark.parametrize("nodes", [-1, 64, 1000])
 def test_a_number_of_nodes_that_cannot_be_is_refused(config: EngineConfig, nodes: int) -> None:
-    with pytest.raises(RedraftError, match=rf"--max-nodes must lie in 0 \.\.\. 63, not {nodes}"):
+    with pytest.raises(RedraftError, match=rf"--max-nodes and --speculation must lie in 0 \.\.\. 63, not {nodes}"):
         choose(config, draft="ngram", max_nodes=nodes)
 
 

@@ -138,7 +138,7 @@ def test_n_choices_of_each_prompt(server, prompt, texts, stream):
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
 @pytest.mark.parametrize(
     ("n", "reused", "cached"),
-    [(1, (2, 1), 3), (2, (0, 2, 1, 0), 3), (2, (3, 3, 1, 1), 4), (3, (0, 0, 0, 0, 1, 0), 1)],
+    [(1, (2, 1), 3), (2, (0, 2, 1, 2), 1), (2, (3, 3, 1, 1), 4), (3, (0, 2, 2, 1, 1, 2), 1)],
 )
 def test_cached_tokens_count_a_prompt_once(serve, canned, stream, n, reused, cached):
     server = serve(canned.scripted(lambda r: canned.rounds("ok", reused=reused[int(r.request_id.rsplit("-")[-1])])))
