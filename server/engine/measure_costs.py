@@ -26,10 +26,12 @@ from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.cache import cache_root
 from redraft.server.engine.target.decoder import Target
 
-SECONDS = 6.0
+SECONDS = 3.0
 """After so long the larger passes are left to extrapolation."""
 CONTEXT = 1024
 """Positions at which attention is measured, less where there is no room."""
+SIZES = tuple(size for size in BUCKETS if size % 3 == 0 or size & (size - 1) == 0)
+"""Of the passes that are timed; the others lie between."""
 SHARED = 32
 """Rows of the pass in which many share the keys and values."""
 LENGTH = 64
@@ -70,7 +72,7 @@ class _Measurement:
         sizes, passes = list[int](), list[float]()
         room = min(min(self.pages, self.state.page_table.shape[1]) * PAGE, self.state.positions)
         with self._borrowed(1, room):
-            for rows in BUCKETS:
+            for rows in SIZES:
                 wanted = rows <= row_bucket(most_rows) and rows <= room
                 if not wanted or (time.perf_counter() - begun > SECONDS and len(sizes) > 1):
                     break
@@ -140,10 +142,10 @@ class _Measurement:
                 table.zero_()
 
     def _seconds(self, run: Callable[[], object]) -> float:
-        """The best of three, after one that may compile or allocate."""
+        """The best of two, after one that may compile or allocate."""
         run()
         times = []
-        for _ in range(3):
+        for _ in range(2):
             self._wait()
             begun = time.perf_counter()
             run()
