@@ -10,34 +10,9 @@
 
 #include "math_cpu.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
-#endif
-
-#if defined(__AVX512F__)
-#define WIDTH 16
-#define EACH(f, s)                                                                                               \
-    f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), f(8, s), f(9, s), f(10, s), f(11, s), \
-        f(12, s), f(13, s), f(14, s), f(15, s)
-#elif defined(__AVX__)
-#define WIDTH 8
-#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
-#else
-#define WIDTH 4
-#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s)
-#endif
-
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
-
-#define PAGE 128          /* cells of a page: CHUNK in tree_attention.py */
-#define BLOCK (2 * WIDTH) /* positions scored together, dimensions combined together; divides PAGE */
-#define TILE 6            /* queries times BLOCK: 12 sums in registers, enough to hide the latency of an FMA */
-#define ROWS 8            /* rows of a request that share transposed keys and the values in the L1 cache */
-#define STEPS 64          /* positions combined before the next queries have their turn: their values fit L1 */
+#define PAGE 128 /* cells of a page: CHUNK in tree_attention.py; a multiple of BLOCK */
+#define ROWS 8   /* rows of a request that share transposed keys and the values in the L1 cache */
+#define STEPS 64 /* positions combined before the next queries have their turn: their values fit L1 */
 
 /* What is the same in all layers of a pass; attention_cpu.py fills it in. */
 typedef struct {
@@ -54,89 +29,9 @@ typedef struct {
 typedef struct {
     const Pass *pass;
     const float *key, *value; /* of the head, in cell 0 */
-    int64_t first, end, in_order, head, count, lanes, stride;
+    int64_t first, end, in_order, longest, head, count, lanes, stride; /* longest: in whole blocks */
     float *query, *keys, *sums, *scores; /* [count, dim], [dim, BLOCK], [count, dim], [count, lanes] */
 } Work;
-
-static inline __attribute__((always_inline)) vec fma_vec(vec a, vec b, vec c) {
-    vec r;
-    for (int j = 0; j < WIDTH; j++) r[j] = __builtin_fmaf(a[j], b[j], c[j]);
-    return r;
-}
-
-static inline vec spread(float x) { return x - (vec){0}; }
-
-/* a [count, steps] times b [steps, wide * WIDTH] -> out, or onto what is there: each sum over steps, in order */
-static inline __attribute__((always_inline)) void product(float *restrict out, int64_t out_row, const float *restrict a,
-                                                          int64_t a_row, const float *restrict b, int64_t b_row,
-                                                          int64_t steps, int onto, int count, int wide) {
-    vec sum[TILE][2] = {{{0}}};
-    if (onto) {
-#pragma GCC unroll 6
-        for (int g = 0; g < count; g++)
-#pragma GCC unroll 2
-            for (int w = 0; w < wide; w++) sum[g][w] = *(const vec *)(out + g * out_row + w * WIDTH);
-    }
-    for (int64_t k = 0; k < steps; k++) {
-        vec row[2];
-#pragma GCC unroll 2
-        for (int w = 0; w < wide; w++) row[w] = *(const vec *)(b + k * b_row + w * WIDTH);
-#pragma GCC unroll 6
-        for (int g = 0; g < count; g++)
-#pragma GCC unroll 2
-            for (int w = 0; w < wide; w++) sum[g][w] = fma_vec(spread(a[g * a_row + k]), row[w], sum[g][w]);
-    }
-#pragma GCC unroll 6
-    for (int g = 0; g < count; g++)
-#pragma GCC unroll 2
-        for (int w = 0; w < wide; w++) *(vec *)(out + g * out_row + w * WIDTH) = sum[g][w];
-}
-
-/* the same for any count: the sizes are constants inside, so that sums stay in registers */
-static void products(float *out, int64_t out_row, const float *a, int64_t a_row, const float *b, int64_t b_row,
-                     int64_t steps, int onto, int64_t count, int64_t wide) {
-#define PRODUCT(n, w) product(out, out_row, a, a_row, b, b_row, steps, onto, n, w)
-#define CASE(n)                                         \
-    case n:                                             \
-        if (wide == 2) PRODUCT(n, 2);                   \
-        else PRODUCT(n, 1);                             \
-        break;
-    for (; count > 0; count -= TILE, out += TILE * out_row, a += TILE * a_row) switch (count < TILE ? count : TILE) {
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-        }
-}
-
-/* keys of WIDTH positions, transposed in registers by swapping ever larger blocks: out [dim, BLOCK] */
-static void transpose(float *restrict out, const float *const *from, int64_t dim) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-#define SHUFFLE(a, b, pick, s) __builtin_shufflevector(a, b, EACH(pick, s))
-#else
-#define SHUFFLE(a, b, pick, s) __builtin_shuffle(a, b, (ints){EACH(pick, s)})
-#endif
-#define LOW(j, s) (j & s ? WIDTH + j - s : j)
-#define HIGH(j, s) (j & s ? WIDTH + j : j + s)
-#define SWAP(s)                                                       \
-    _Pragma("GCC unroll 16") for (int i = 0; i < WIDTH; i++) if (!(i & s)) { \
-        vec low = x[i], high = x[i + s];                              \
-        x[i] = SHUFFLE(low, high, LOW, s);                            \
-        x[i + s] = SHUFFLE(low, high, HIGH, s);                       \
-    }
-    for (int64_t d = 0; d < dim; d += WIDTH) {
-        vec x[WIDTH];
-#pragma GCC unroll 16
-        for (int j = 0; j < WIDTH; j++) x[j] = *(const vec *)(from[j] + d);
-        SWAP(1)
-        SWAP(2)
-#if WIDTH > 4
-        SWAP(4)
-#endif
-#if WIDTH > 8
-        SWAP(8)
-#endif
-#pragma GCC unroll 16
-        for (int j = 0; j < WIDTH; j++) *(vec *)(out + (d + j) * BLOCK) = x[j];
-    }
-}
 
 /* scores of which the first n count -> weights that sum to one, zero beyond n */
 static void softmax(float *restrict s, int64_t n) {
@@ -209,10 +104,14 @@ void attention_plan(Pass *p, int64_t alone) {
 static void begin(Work *w, const Pass *p, const float *q, const float *key, const float *value, int64_t pair) {
     const int64_t *tile = p->tile + 4 * (pair / p->kv_heads), size = p->group * p->dim;
     w->pass = p, w->first = tile[0], w->end = tile[1], w->in_order = tile[2], w->head = pair % p->kv_heads;
-    w->count = (w->end - w->first) * p->group, w->lanes = p->lanes, w->stride = p->kv_heads * p->dim;
+    w->count = (w->end - w->first) * p->group, w->stride = p->kv_heads * p->dim;
+    w->lanes = p->lanes + LANES; /* an odd number of cache lines, so that queries do not meet in one set */
     w->key = key + w->head * p->dim, w->value = value + w->head * p->dim;
-    for (int64_t r = w->first; r < w->end; r++)
+    w->longest = 0;
+    for (int64_t r = w->first; r < w->end; r++) {
         memcpy(w->query + (r - w->first) * size, q + (r * p->kv_heads + w->head) * size, size * sizeof *q);
+        if (p->position[r] >= w->longest) w->longest = (p->position[r] / BLOCK + 1) * BLOCK;
+    }
 }
 
 /* scores in lanes from .. to, multiples of BLOCK */
@@ -224,8 +123,9 @@ static void score(const Work *w, int64_t from, int64_t to) {
         if (i + BLOCK <= w->in_order) {
             const float *start = w->key + cell_of(p, w->first, i) * w->stride;
             for (int j = 0; j < BLOCK; j++) place[j] = start + j * w->stride;
-            for (int j = 0; j < BLOCK; j += WIDTH) transpose(w->keys + j, place + j, p->dim);
-            products(w->scores + i, w->lanes, w->query, p->dim, w->keys, BLOCK, p->dim, 0, w->count, 2);
+            int64_t ahead = i + BLOCK < to ? cell_of(p, w->first, i + BLOCK) * w->stride - (start - w->key) : 0;
+            for (int j = 0; j < BLOCK; j += WIDTH) transpose(w->keys + j, place + j, ahead, p->dim);
+            products(w->scores + i, w->lanes, w->query, p->dim, w->keys, BLOCK, p->dim, 0, 0, w->count, 2);
             continue;
         }
         shown[0] = -1;
@@ -235,11 +135,11 @@ static void score(const Work *w, int64_t from, int64_t to) {
             if (memcmp(shown, own, sizeof own)) {
                 memcpy(shown, own, sizeof own);
                 for (int j = 0; j < BLOCK; j++) place[j] = w->key + own[j] * w->stride;
-                for (int j = 0; j < BLOCK; j += WIDTH) transpose(w->keys + j, place + j, p->dim);
+                for (int j = 0; j < BLOCK; j += WIDTH) transpose(w->keys + j, place + j, 0, p->dim);
             }
             int64_t at = (r - w->first) * p->group;
             products(w->scores + at * w->lanes + i, w->lanes, w->query + at * p->dim, p->dim, w->keys, BLOCK, p->dim, 0,
-                     p->group, 2);
+                     0, p->group, 2);
         }
     }
 }
@@ -259,8 +159,9 @@ static void combine(const Work *w, void *out, int64_t from, int64_t to) {
     for (int64_t i = 0, steps; i < limit; i += steps) {
         steps = limit - i < STEPS ? limit - i : STEPS;
         const float *value = w->value + cell_of(p, w->first, i) * w->stride;
+        int64_t ahead = i + steps < limit ? cell_of(p, w->first, i + steps) * w->stride - (value - w->value) : 0;
         for (int64_t d = from; d < to; d += BLOCK)
-            products(w->sums + d, p->dim, w->scores + i, w->lanes, value + d, w->stride, steps, 1, w->count,
+            products(w->sums + d, p->dim, w->scores + i, w->lanes, value + d, w->stride, steps, 1, ahead, w->count,
                      to - d < BLOCK ? 1 : 2);
     }
     for (int64_t r = w->first; r < w->end; r++) {
@@ -269,7 +170,7 @@ static void combine(const Work *w, void *out, int64_t from, int64_t to) {
             const float *value = w->value + cell_of(p, r, i) * w->stride;
             for (int64_t d = from; d < to; d += BLOCK)
                 products(w->sums + at * p->dim + d, p->dim, w->scores + at * w->lanes + i, w->lanes, value + d, 0, 1, 1,
-                         group, to - d < BLOCK ? 1 : 2);
+                         0, group, to - d < BLOCK ? 1 : 2);
         }
         for (int64_t g = 0; g < group; g++)
             store((char *)out + (((r * p->kv_heads + w->head) * group + g) * p->dim + from) * size,
@@ -296,10 +197,7 @@ void tree_attention(const Pass *p, const float *q, const float *key, const float
         w.scores = p->scratch + skip;
         for (int64_t pair = 0; pair < p->split; pair++) {
             begin(&w, p, q, key, value, pair);
-            int64_t last = p->position[w.end - 1], lanes = (last / BLOCK + 1) * BLOCK;
-            for (int64_t r = w.first; r < w.end; r++)
-                if (p->position[r] > last) last = p->position[r], lanes = (last / BLOCK + 1) * BLOCK;
-            score(&w, SHARE(lanes, BLOCK));
+            score(&w, SHARE(w.longest, BLOCK));
 #pragma omp barrier
             weigh(&w, SHARE(w.count, 1));
 #pragma omp barrier
@@ -310,7 +208,7 @@ void tree_attention(const Pass *p, const float *q, const float *key, const float
 #pragma omp for schedule(dynamic) nowait
         for (int64_t pair = p->split; pair < pairs; pair++) {
             begin(&w, p, q, key, value, pair);
-            score(&w, 0, p->lanes);
+            score(&w, 0, w.longest);
             weigh(&w, 0, w.count);
             combine(&w, out, 0, p->dim);
         }

@@ -1,31 +1,36 @@
 """Tree attention in compiled C (attention_cpu.c): the CPU's path where there is a compiler.
 
 The bits of a row are fixed by the source, in the order of its own path, so nothing here rests on what a library does
-with one row or many; at 2 to 6 rows it takes a fifth to two fifths of the time of torch's products (docs/log.md).
+with one row or many, nor on how many threads there are (docs/log.md).
 """
 
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from redraft.kernels.rows import Rows
-from redraft.kernels.tree_attention import lane_cells
 
 LANES = 16
-TILE = 8
-"""Rows that share transposed keys; threads take whole tiles."""
-SPLIT = 64
-"""Rows from which a second thread pays."""
+BLOCK = 32
+"""Positions are padded to a multiple of this in the scores."""
+ROWS = 8
+"""Rows of a tile, whose keys are shared."""
+ALONE = 100_000
+"""Multiply-adds below which a second thread does not pay."""
+
+_TABLES = ("slot", "position", "depth", "path", "page_table", "tile", "scratch")
+_SIZES = ("rows", "width", "slots", "pages", "lanes", "kv_heads", "group", "dim", "threads", "floats", "dtype")
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="attention")
+class _Pass(ctypes.Structure):
+    """``Pass`` of attention_cpu.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _TABLES] + [
+        (name, ctypes.c_int64) for name in (*_SIZES, "tiles", "split")
+    ]
 
 
 class FusedAttention:
@@ -34,41 +39,34 @@ class FusedAttention:
     def __init__(self, library: ctypes.CDLL, rows: Rows, page_table: Tensor, position_bound: int) -> None:
         """``position_bound``: host-known bound of any row's position + 1."""
         self.library = library
-        self.lanes = -(-position_bound // LANES) * LANES
-        self.cells, visible = lane_cells(rows, page_table, self.lanes)
-        self.visible = visible.sum(1)
+        self.lanes = -(-position_bound // BLOCK) * BLOCK
+        tables = (rows.slot, rows.position, rows.depth, rows.path, page_table)
+        # kept, so that the memory behind the addresses lives as long as they are used
+        self.tables = [table.contiguous() for table in tables]
+        self.sizes: tuple[int, int, int] | None = None
 
     def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """As ``Attention`` has it; the caller's thread works along with the pool's."""
+        """As ``Attention`` has it."""
         q = q.contiguous()
-        rows, heads, dim = q.shape
-        kv_heads = key.shape[1]
+        sizes = key.shape[1], q.shape[1] // key.shape[1], q.shape[2]
+        if self.sizes != sizes:
+            self._plan(*sizes)
+        self.plan.dtype = int(dtype == torch.bfloat16)
         out = torch.empty(q.shape, dtype=dtype)
-        threads = torch.get_num_threads() if rows >= SPLIT else 1
-        share = -(-rows // (threads * TILE)) * TILE
-        floats = LANES * dim + TILE * (heads // kv_heads) * self.lanes + (heads // kv_heads) * dim
-        scratch = torch.empty(threads, floats)
-
-        def run(part: int) -> None:
-            self.library.tree_attention(
-                q.data_ptr(),
-                key.data_ptr(),
-                value.data_ptr(),
-                self.cells.data_ptr(),
-                self.visible.data_ptr(),
-                out.data_ptr(),
-                scratch[part].data_ptr(),
-                min(part * share, rows),
-                min((part + 1) * share, rows),
-                self.lanes,
-                kv_heads,
-                heads // kv_heads,
-                dim,
-                int(dtype == torch.bfloat16),
-            )
-
-        waiting = [_pool().submit(run, part) for part in range(1, threads)]
-        run(0)
-        for future in waiting:
-            future.result()
+        self.library.tree_attention(self.address, q.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr())
         return out
+
+    def _plan(self, kv_heads: int, group: int, dim: int) -> None:
+        """What is the same in every layer."""
+        rows, width = self.tables[3].shape
+        slots, pages = self.tables[4].shape
+        threads = torch.get_num_threads()
+        floats = ROWS * group * (2 * dim + self.lanes + LANES) + BLOCK * dim
+        self.room = torch.empty(rows, 4, dtype=torch.int64), torch.empty(threads, floats)
+        tables = [table.data_ptr() for table in (*self.tables, *self.room)]
+        self.plan = _Pass(
+            *tables, rows, width, slots - 1, pages, self.lanes, kv_heads, group, dim, threads, floats, 0, 0, 0
+        )
+        self.address = ctypes.addressof(self.plan)
+        self.library.attention_plan(self.address, ALONE)
+        self.sizes = kv_heads, group, dim

@@ -61,16 +61,26 @@ void rope_and_cache(const void *qkv, const float *cos, const float *sin, const f
     }
 }
 
-/* gate_up [rows, 2 n] -> silu(gate) * up [rows, n]; scratch [2 n] */
+/* gate_up [rows, 2 n] -> silu(gate) * up [rows, n]; scratch [2 n], of which each thread has its part.  The exponential
+ * makes this the one op here that takes long enough for threads: from some ten rows on. */
 void swiglu(const void *gate_up, void *out, float *restrict scratch, int64_t rows, int64_t n, int dtype) {
     int64_t size = dtype ? 2 : 4;
-    for (int64_t r = 0; r < rows; r++) {
-        load(scratch, (const char *)gate_up + r * 2 * n * size, 2 * n, dtype);
-        const float *restrict up = scratch + n;
-        for (int64_t i = 0; i < n; i++) {
-            float x = scratch[i], e = exp_negative(-fabsf(x));
-            scratch[i] = x * (x < 0.0f ? e : 1.0f) / (1.0f + e) * up[i];
-        }
-        store((char *)out + r * n * size, scratch, n, dtype);
+#pragma omp parallel if (rows * n >= 16384 && n >= LANES * omp_get_max_threads())
+    {
+        int64_t part = n / omp_get_num_threads();
+        float *restrict gate = scratch + omp_get_thread_num() * 2 * part, *restrict up = gate + part;
+#pragma omp for
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t first = 0; first < n; first += part) {
+                int64_t count = n - first < part ? n - first : part;
+                const char *from = (const char *)gate_up + (r * 2 * n + first) * size;
+                load(gate, from, count, dtype);
+                load(up, from + n * size, count, dtype);
+                for (int64_t i = 0; i < count; i++) {
+                    float x = gate[i], e = exp_negative(-fabsf(x));
+                    gate[i] = x * (x < 0.0f ? e : 1.0f) / (1.0f + e) * up[i];
+                }
+                store((char *)out + (r * n + first) * size, gate, count, dtype);
+            }
     }
 }

@@ -8,10 +8,13 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+import torch  # noqa: F401  # so that its OpenMP runtime is there before the library looks for one
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused_cpu.c", "attention_cpu.c"))
 HEADER = Path(__file__).with_name("math_cpu.h")
@@ -19,13 +22,17 @@ HEADER = Path(__file__).with_name("math_cpu.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 WIDE = ("-mprefer-vector-width=512",)
 """Only on x86; tried first."""
+THREADS = ("-fopenmp",)
+"""GCC's runtime is the one that torch brings, under the same name, so both share one team of threads.  A second team
+would compete with torch's, whose threads spin for a while after each product: rather none then."""
 
 _P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
     "rms_norm": [_P, _P, _P, _P, _N, _N, _F, _I],
     "rope_and_cache": [_P] * 10 + [_N] * 4 + [_F, _F, _I],
     "swiglu": [_P, _P, _P, _N, _N, _I],
-    "tree_attention": [_P] * 7 + [_N] * 6 + [_I],
+    "attention_plan": [_P, _N],
+    "tree_attention": [_P] * 5,
 }
 
 
@@ -36,31 +43,50 @@ def load_fused() -> ctypes.CDLL | None:
     if compiler is None or os.environ.get("REDRAFT_FUSED_CPU") == "0":
         return None
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    threads = THREADS if "Free Software Foundation" in version else ()
+    before = _runtimes()
+    library = _load(compiler, version, threads)
+    if threads and (library is None or _runtimes() != before):
+        library = _load(compiler, version, ())
+    return library
+
+
+def _load(compiler: str, version: str, threads: tuple[str, ...]) -> ctypes.CDLL | None:
     text = [path.read_text() for path in (*SOURCES, HEADER)]
-    key = "|".join((*text, *FLAGS, *WIDE, version, _processor()))
+    key = "|".join((*text, *FLAGS, *WIDE, *threads, version, _processor()))
     name = f"fused-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     path = Path(os.environ.get("REDRAFT_CACHE") or Path.home() / ".cache" / "redraft") / "kernels" / name
-    if not path.is_file() and not _build(compiler, path):
+    if not path.is_file() and not _build(compiler, path, threads):
         return None
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
     for function, arguments in _ARGUMENTS.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = None
     return library
 
 
-def _build(compiler: str, path: Path) -> bool:
+def _build(compiler: str, path: Path, threads: tuple[str, ...]) -> bool:
     """Compile into place; a second process doing the same is harmless, the rename is atomic."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             for extra in (WIDE, ()):
-                command = [compiler, *FLAGS, *extra, *map(str, SOURCES), "-o", str(made), "-lm"]
+                command = [compiler, *FLAGS, *threads, *extra, *map(str, SOURCES), "-o", str(made), "-lm"]
                 if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                     made.replace(path)
                     return True
     return False
+
+
+def _runtimes() -> set[str]:
+    """OpenMP runtimes in this process."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    return {line.split()[-1] for line in lines if re.search(r"/lib[gi]?omp[^/]*$", line)}
 
 
 def _processor() -> str:

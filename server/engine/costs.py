@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -86,9 +86,9 @@ class Work:
 
 
 DRIFT = 0.1
-"""Share of what a step took more than expected that is put down to the machine as a whole."""
+"""How fast the machine as a whole is followed, as a share of what a step took more than expected."""
 LEAST = 0.03
-"""Share that is put down to this kind of step, once many were seen; of the first ones more."""
+"""How fast one kind of step is followed once many were seen; the first ones count more."""
 ODD = 3.0
 """A step that took so many times longer or shorter than expected is counted as this much: others use the machine."""
 
@@ -101,23 +101,41 @@ class Costs:
     scale: float = 1.0
     """Of the machine as a whole, which drifts and throttles: the same for all choices."""
     factor: dict[tuple[int, bool], float] = field(default_factory=dict)
-    """Of one kind of step against the whole."""
+    """Of the kinds of step that were seen against the whole."""
+    late: float = 0.0
+    """Seconds that drafting takes beyond the table, for kinds of step that were not seen."""
     seen: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    drafts: int = 0
 
     def seconds(self, work: Work) -> float:
         """What ``work`` is expected to take."""
-        return self._expected(work) * self.scale * self.factor.get((work.rows, work.drafting), 1.0)
+        return self.scale * self._measured(work) * self._factor(work)
 
     def took(self, work: Work, seconds: float) -> None:
         """``work`` took ``seconds``."""
-        kind = (work.rows, work.drafting)
-        off = min(max(seconds / self.seconds(work), 1 / ODD), ODD)
-        self.scale *= off**DRIFT
-        self.factor[kind] = self.factor.get(kind, 1.0) * off ** max(LEAST, 1 / (2 + self.seen[kind]))
+        kind, expected = (work.rows, work.drafting), self.seconds(work)
+        off = min(max(seconds / expected, 1 / ODD), ODD)
+        self.factor[kind] = self._factor(work) * off ** max(LEAST, 1 / (2 + self.seen[kind]))
         self.seen[kind] += 1
+        if work.drafting:
+            plain = self._measured(replace(work, drafting=False)) * self.factor.get((work.rows, False), 1.0)
+            late = off * expected / self.scale - plain - self.table.draft(work.requests)
+            self.late += max(LEAST, 1 / (2 + self.drafts)) * (late - self.late)
+            self.drafts += 1
+        self.scale *= off**DRIFT
 
-    def _expected(self, work: Work) -> float:
+    def _factor(self, work: Work) -> float:
+        known = self.factor.get((work.rows, work.drafting))
+        if known is not None or not work.drafting:
+            return 1.0 if known is None else known
+        without = replace(work, drafting=False)
+        draft = self.table.draft(work.requests)
+        expected = self._measured(without) * self._factor(without) + max(draft + self.late, draft / 10)
+        return expected / self._measured(work)
+
+    def _measured(self, work: Work) -> float:
+        """By the table alone."""
         table = self.table
-        drafting = table.draft(work.requests) if work.drafting else 0.0
         attending = table.per_request * work.context + table.per_row * work.row_context
+        drafting = table.draft(work.requests) if work.drafting else 0.0
         return max(table.forward(work.rows) + attending + drafting + table.round, 1e-9)

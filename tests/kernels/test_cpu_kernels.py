@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from redraft.kernels import attention_cpu, fused_cpu
 from redraft.kernels.attention_cpu import FusedAttention
 from redraft.kernels.fused_cpu import load_fused
 from redraft.kernels.layer_ops import FusedCpuOps, TorchOps
@@ -141,25 +143,109 @@ def test_stale_values_that_no_row_sees_do_not_matter(library: ctypes.CDLL) -> No
     assert torch.equal(attend(q, key, value, torch.float32), out)
 
 
-def test_many_rows_are_shared_among_threads_without_a_trace(library: ctypes.CDLL) -> None:
-    count = 150
-    number = torch.arange(count)
-    path = torch.where(number <= number.unsqueeze(1), number, -1)
-    zeros = torch.zeros_like(number)
-    rows = Rows(number, zeros, number, number, number, number, path, torch.tensor([0, count]), torch.tensor([count, 0]))
-    pages = torch.tensor([[1, 2], [0, 0]])
-    key, value = torch.randn(2, 3 * CHUNK, 2, 32)
-    q = torch.randn(count, 4, 32)
-    threads = torch.get_num_threads()
-    outs: list[Tensor] = []
-    try:
-        for wanted in (1, 2, 3):
-            torch.set_num_threads(wanted)
-            outs.append(FusedAttention(library, rows, pages, count)(q, key, value, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(outs[0], outs[1])
-    assert torch.equal(outs[0], outs[2])
+def runs(*parts: tuple[int, int], padding: int = 0) -> tuple[Rows, Tensor, int]:
+    """One run of rows a request, of (first position, rows): rows as prefill has them, page table and bound."""
+    slot = torch.tensor([s for s, (_, count) in enumerate(parts) for _ in range(count)] + [len(parts)] * padding)
+    position = torch.tensor([start + i for start, count in parts for i in range(count)] + [0] * padding)
+    zeros = torch.zeros_like(slot)
+    bound = int(position.max()) + 1
+    each = -(-bound // CHUNK)
+    pages = torch.zeros(len(parts) + 1, each, dtype=torch.int64)
+    pages[:-1] = (torch.randperm(len(parts) * each) + 1).view(len(parts), each)
+    return Rows(zeros, slot, position, zeros, zeros, zeros, zeros.unsqueeze(1), zeros[:1], zeros[:1]), pages, bound
+
+
+def pick(rows: Rows, which: Tensor) -> Rows:
+    """Some of the rows, as a pass of their own."""
+    return Rows(
+        *(getattr(rows, name)[which] for name in ("token", "slot", "position", "depth", "parent", "index", "path")),
+        rows.first_row,
+        rows.row_count,
+    )
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+PASSES: list[tuple[tuple[int, int], ...]] = [
+    ((0, 1),),
+    ((127, 1),),
+    ((300, 2),),
+    ((120, 13),),
+    ((0, 150),),
+    ((250, 64),),
+    ((5, 1), (128, 7), (390, 9)),
+    tuple((60 + 40 * i, 1) for i in range(8)),
+    ((10, 1), (700, 1)),
+]
+
+
+@pytest.mark.parametrize("parts", PASSES, ids=str)
+def test_neither_threads_nor_neighbours_leave_a_trace(
+    library: ctypes.CDLL,
+    threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    parts: tuple[tuple[int, int], ...],
+) -> None:
+    rows, pages, bound = runs(*parts, padding=3)
+    count = rows.slot.shape[0] - 3
+    key, value = torch.randn(2, (int(pages.max()) + 1) * CHUNK, 3, 32)
+    q = torch.randn(count + 3, 6, 32) * 32**-0.5
+
+    def attend(which: Tensor, bound: int = bound, library: ctypes.CDLL = library) -> Tensor:
+        return FusedAttention(library, pick(rows, which), pages, bound)(q[which], key, value, torch.float32)
+
+    everything = torch.arange(count + 3)
+    threads(1)
+    out = attend(everything)
+    twin = TwinAttention(rows, pages, bound)(q, key, value, torch.float32)
+    torch.testing.assert_close(out[:count], twin[:count], rtol=1e-4, atol=1e-5)
+    assert not out[count:].any()
+    monkeypatch.setattr(attention_cpu, "ALONE", 0)
+    for wanted in (2, 3, 5):
+        threads(wanted)
+        assert torch.equal(attend(everything), out)
+    threads(2)
+    for row in {0, count // 3, count - 1}:
+        assert torch.equal(attend(torch.tensor([row]), int(rows.position[row]) + 1)[0], out[row])
+    for some in (everything[: (count + 1) // 2], everything[count // 2 :], everything[1::3]):
+        assert torch.equal(attend(some), out[some])
+
+
+def test_a_build_without_threads_has_the_same_bits(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_cpu, "ALONE", 0)
+    rows, pages, bound = runs((100, 11), (300, 20))
+    key, value = torch.randn(2, (int(pages.max()) + 1) * CHUNK, 3, 64)
+    q, x = torch.randn(31, 9, 64), torch.randn(40, 3072)
+    outs = []
+    for threads in (fused_cpu.THREADS, ()):
+        monkeypatch.setattr(fused_cpu, "THREADS", threads)
+        built = load_fused.__wrapped__()
+        assert built is not None
+        swiglu = both(built, 1, 1, 16, 3072)[0].swiglu(x)
+        outs.append((FusedAttention(built, rows, pages, bound)(q, key, value, torch.bfloat16), swiglu))
+    assert torch.equal(outs[0][0], outs[1][0])
+    assert torch.equal(outs[0][1], outs[1][1])
+
+
+def test_threads_are_torchs_own(library: ctypes.CDLL) -> None:
+    assert len(fused_cpu._runtimes()) <= 1
+
+
+@pytest.mark.parametrize("n", [40, 1000, 1536])
+def test_swiglu_of_many_rows_is_shared_without_a_trace(
+    library: ctypes.CDLL, threads: Callable[[int], None], n: int
+) -> None:
+    fused, _ = both(library, 1, 1, 16, 2 * n)
+    x = torch.randn(16384 // n + 3, 2 * n)
+    alone = torch.cat([fused.swiglu(row) for row in x.split(1)])
+    for wanted in (1, 2, 3):
+        threads(wanted)
+        assert torch.equal(fused.swiglu(x), alone)
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
