@@ -10,6 +10,11 @@ from typing import Annotated
 
 import typer
 
+from redraft.benchmarks.cost_cli import cost
+from redraft.benchmarks.load_cli import load
+from redraft.benchmarks.options import check_options
+from redraft.benchmarks.simulate_cli import simulate
+from redraft.benchmarks.stall_cli import stall
 from redraft.server.engine.types import RedraftError
 from redraft.server.options import (
     DEFAULT_TARGET,
@@ -23,18 +28,20 @@ from redraft.server.options import (
     Target,
     engine_config,
     finite,
-    on_command_line,
 )
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-ENGINE_OPTIONS = ("target", "draft", "draft_ngram", "draft_branch", "speculation", "max_nodes", "dtype", "device")
-SERVER_OPTIONS = ("plain_url", "model", "api_key")
 
 
 @app.callback()
 def bench() -> None:
     """Measure Redraft, and other servers by the same client."""
+
+
+app.command()(load)
+app.command()(simulate)
+app.command()(cost)
+app.command()(stall)
 
 
 @app.command()
@@ -85,7 +92,7 @@ def speed(
 
     if not math.isfinite(temperature):
         raise RedraftError(f"--temperature {temperature} is not a number to divide by; give 0 for greedy, or 0.8, say")
-    _check_options(context, url)
+    check_options(context, url)
     files = [read_prompts(path, limit, multi_turn=multi_turn) for path in prompts]
     settings = Settings(max_tokens, temperature, seed, repeat, limit, multi_turn)
     sinks = Sinks(json_file, results)
@@ -93,8 +100,7 @@ def speed(
     if url:
         contest = server_contest(url, plain_url, model, api_key)
     else:
-        # whichever decoder comes second must not find the prompt computed
-        contest = engine_contest(engine_config(context, max_num_seqs=1, prefix_caching=False))
+        contest = engine_contest(engine_config(context, max_num_seqs=1))
     try:
         with contest as opened:
             run(opened, files, settings, sinks, ["redraft", *sys.argv[1:]])
@@ -134,13 +140,3 @@ def acceptance(
     )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     measure(config, files, params, json_file, ["redraft", *sys.argv[1:]])
-
-
-def _check_options(context: typer.Context, url: str | None) -> None:
-    """Refuse options that would be ignored."""
-    given = [name for name, value in context.params.items() if on_command_line(context, name) and value is not None]
-    idle = [name for name in given if name in (ENGINE_OPTIONS if url else SERVER_OPTIONS)]
-    if idle:
-        option = "--" + idle[0].replace("_", "-")
-        reason = "says how this process decodes, but --url measures a server" if url else "needs --url"
-        raise RedraftError(f"{option} {reason}; leave one of them out" if url else f"{option} {reason}")

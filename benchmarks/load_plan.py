@@ -38,11 +38,6 @@ class Level:
         """For people."""
         return f"concurrency {self.concurrency}" if self.rate is None else f"{self.rate:g} requests/s"
 
-    @property
-    def label(self) -> str:
-        """For a point in a figure or a cell of a table."""
-        return str(self.concurrency) if self.rate is None else f"{self.rate:g}/s"
-
 
 @dataclass(frozen=True, slots=True)
 class Job:

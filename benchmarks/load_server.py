@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from redraft.benchmarks.load_clients import Answer, Event, now
+from redraft.benchmarks.load_clients import Answer, now
+from redraft.benchmarks.load_stream import Transcript, answer_of
 from redraft.benchmarks.measure import Ask
 from redraft.benchmarks.openai_client import CONNECT_SECONDS, MAX_EVENT, SILENT_SECONDS, _events, _message
 from redraft.server.engine.types import RedraftError
@@ -26,81 +26,6 @@ RUNNING_USAGE = "continuous_usage_stats"
 """vLLM's and SGLang's: tokens so far, with every event."""
 SALT = "cache_salt"
 """Keeps prompts that are asked again from being found computed: in process they are not either."""
-
-
-@dataclass(slots=True)
-class Transcript:
-    """What a stream held."""
-
-    moments: list[tuple[float, int | None]] = field(default_factory=list)
-    """When text or tokens came, and how many tokens there were by then where the server says so."""
-    text: str = ""
-    ended: float = 0.0
-    """When the stream said why it ends."""
-    usage: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    def take(self, event: dict[str, Any], at: float) -> None:
-        """Note one event that arrived at ``at`` seconds."""
-        text = "".join(_text(choice) for choice in event.get("choices") or [])
-        if any(choice.get("finish_reason") for choice in event.get("choices") or []):
-            self.ended = at
-        self.usage = event.get("usage") or self.usage
-        self.metrics = event.get("metrics") or self.metrics
-        running = self.usage.get("completion_tokens") if event.get("choices") else None
-        grown = running is not None and running > max((tokens or 0 for _, tokens in self.moments), default=0)
-        if text or grown:
-            self.text += text
-            self.moments.append((at, running))
-
-
-def answer_of(transcript: Transcript) -> Answer:
-    """The answer that a transcript tells of; raises ``RedraftError`` where tokens cannot be counted."""
-    total = transcript.usage.get("completion_tokens")
-    if total is None:
-        raise RedraftError("the server sends no usage with stream_options.include_usage; tokens cannot be counted")
-    # an end of turn shows no text
-    moments = transcript.moments or ([(transcript.ended, None)] if transcript.ended else [])
-    if not moments or total < 1:
-        raise RedraftError("the server answered without a token")
-    counts = _told(moments, total)
-    told = counts is not None
-    events = zip(moments, counts or _spread(len(moments), total, transcript.metrics), strict=True)
-    speculation = transcript.metrics.get("speculative_decoding") or {}
-    # the histogram counts accepted tokens from 0 up; a round commits one more
-    rounds = speculation.get("acceptance_histogram")
-    return Answer(
-        tuple(Event(at, tokens) for (at, _), tokens in events),
-        total,
-        (transcript.text,),
-        tuple(rounds) if rounds else None,
-        speculation.get("num_draft_tokens"),
-        counted=told,
-    )
-
-
-def _told(moments: Sequence[tuple[float, int | None]], total: int) -> list[float] | None:
-    """Tokens of each event, where the server told how many there were by then; the last gets what no event showed."""
-    running = [0, *(tokens for _, tokens in moments if tokens is not None)]
-    if len(running) <= len(moments):
-        return None
-    running[-1] = total
-    return [float(after - before) for before, after in zip(running, running[1:], strict=False)]
-
-
-def _spread(events: int, total: int, metrics: dict[str, Any]) -> list[float]:
-    """``total`` tokens evenly over the events; the first one's apart where metrics tell how many came after it."""
-    mean, generating = metrics.get("mean_itl_ms"), metrics.get("generation_time_ms")
-    later = round(generating / mean) if mean and generating and events > 1 else 0
-    if 0 < later < total:
-        return [float(total - later), *[later / (events - 1)] * (events - 1)]
-    return [total / events] * events
-
-
-def _text(choice: dict[str, Any]) -> str:
-    """Text that a chunk adds; some servers send what a model thinks to itself apart from what it says."""
-    delta = choice.get("delta") or {}
-    return "".join(delta.get(name) or "" for name in ("reasoning", "reasoning_content", "content"))
 
 
 class ServerUnderLoad:

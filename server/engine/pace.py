@@ -21,8 +21,11 @@ PROBING = 0.005
 """Share of the time that may go into drafts whose nodes are not expected to pay."""
 FIRST_TRIES = 0.25
 """Seconds that may at once go into such drafts, to get to know the texts."""
-STALL = 1.7
-"""Prefill may make a step so many times longer than the round alone takes."""
+STALL = 1.6
+"""One prompt's prefill may make a step so many times longer than the round alone takes.
+
+Each further prompt adds its share, 1 / running: the more wait for their first token, the less those who run can expect.
+"""
 LEAST_PREFILL = 8
 """Rows of prefill that go along in any case."""
 FOLLOW = 0.05
@@ -79,11 +82,11 @@ class Pacer:
         requests, room = len(decoding), self.most_rows - len(decoding)
         if self.costs is None or self.fixed is not None:
             nodes = max(min(most, room - min(to_prefill, LEAST_PREFILL)), 0)
-            prefill = self._prefill(decoding, nodes, to_prefill, start, room - nodes)
+            prefill = self._prefill(decoding, nodes, prefilling, room - nodes)
             return Pace(nodes, nodes > 0, prefill)
         rates = [self._gains(sequence) for sequence in decoding]
         choice = best_nodes(rates, self._timer(decoding), self.most_rows)
-        prefill = self._prefill(decoding, choice.nodes, to_prefill, start, room)
+        prefill = self._prefill(decoding, choice.nodes, prefilling, room)
         if prefill:
             timer = self._timer(decoding, prefill, start)
             choice = best_nodes(rates, timer, self.most_rows, prefill, choice.tokens_per_second)
@@ -132,16 +135,18 @@ class Pacer:
     def _gains(self, sequence: Sequence) -> list[float]:
         return [min(rate * self.selection, 1.0) for rate in self._rates(sequence)]
 
-    def _prefill(self, decoding: Many[Sequence], nodes: int, waiting: int, start: int, most: int) -> int:
+    def _prefill(self, decoding: Many[Sequence], nodes: int, prefilling: Many[Sequence], most: int) -> int:
         """Rows of prefill beside a round of ``nodes`` drafted nodes."""
-        if self.costs is None:
+        waiting = sum(sequence.to_prefill for sequence in prefilling)
+        if self.costs is None or not waiting:
             return min(waiting, most)
-        taken = len(decoding) + nodes
+        taken, start = len(decoding) + nodes, prefilling[0].computed
+        stall = STALL + (len(prefilling) - 1) / len(decoding)
 
         def seconds(rows: int) -> float:
             return self._timer(decoding, rows, start)(row_bucket(taken + rows), nodes > 0)
 
-        return prefill_rows(seconds, waiting, most, STALL, LEAST_PREFILL) if waiting else 0
+        return prefill_rows(seconds, waiting, most, stall, LEAST_PREFILL)
 
     def _timer(self, decoding: Many[Sequence], prefill: int = 0, start: int = 0) -> Callable[[int, bool], float]:
         """What a step takes, by its rows and whether there is a draft."""

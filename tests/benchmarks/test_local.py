@@ -47,18 +47,18 @@ def test_a_refused_prompt_takes_back_the_others(engine: Engine) -> None:
         decode(engine, engine.drafter, [[1, 2], [3] * 5000], PARAMS)
 
 
-def test_an_interrupted_request_is_given_up(engine: Engine) -> None:
-    class Interrupted(NoDrafter):
-        rounds = 0
+def test_an_interrupted_request_is_given_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, make = [], engine.make_attention
 
-        def propose(self, state: Any, bounds: Bounds) -> Any:
-            self.rounds += 1
-            if self.rounds == 3:
-                raise KeyboardInterrupt
-            return super().propose(state, bounds)
+    def interrupted(*arguments: Any) -> Any:
+        passes.append(arguments)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return make(*arguments)
 
+    monkeypatch.setattr(engine, "make_attention", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        decode(engine, Interrupted(), [[1, 2, 3]], PARAMS)
+        decode(engine, NoDrafter(), [[1, 2, 3]], PARAMS)
 
 
 def test_an_engine_at_work_is_not_touched(engine: Engine) -> None:

@@ -67,7 +67,7 @@ def test_json_contract_and_parity(tiny_target: Path, prompt_file: Path, tmp_path
 
 def test_drafting_is_seen_in_tau(tiny_target: Path, prompt_file: Path) -> None:
     common = ("--target", tiny_target, "--device", "cpu", "--dtype", "fp32", "--prompts", prompt_file, "--limit", "1")
-    drafted = report_of(bench(*common, "--draft", "ngram", "--max-nodes", "4", "--repeat", "2"))["files"][0]
+    drafted = report_of(bench(*common, "--draft", "ngram", "--speculation", "4", "--repeat", "2"))["files"][0]
     plain = report_of(bench(*common, "--draft", "none"))["files"][0]
     assert drafted["tau"] > 1.2, "the tiny target repeats itself, so look-up must find something"
     assert drafted["passes"] == 2

@@ -165,6 +165,13 @@ def test_beside_streams_prefill_makes_steps_at_most_twice_as_long(speculation: s
         assert costs.seconds(paced.work(streams, rows, pace.drafting, pace.prefill)) <= 2 * before
 
 
+def test_the_more_prompts_wait_the_more_is_prefilled() -> None:
+    paced, streams = pacer(), [sequence("a"), sequence("b")]
+    rows = [paced.step(streams, [waiting(200) for _ in range(number)]).prefill for number in (1, 2, 4, 8)]
+    assert rows == sorted(set(rows))
+    assert rows[-1] >= 4 * rows[0]
+
+
 @pytest.mark.parametrize("speculation", ["auto", "5"])
 def test_a_full_house_still_lets_prompts_in(speculation: str) -> None:
     paced = pacer(speculation, most_rows=40)
