@@ -74,7 +74,7 @@ def _run(
 def _simulated(engine: Engine, side: str, trace: Trace, users: int, table: CostTable, host_seconds: float) -> Figures:
     setup = replace(setup_of(engine), host_seconds=host_seconds)
     if side == "plain":
-        setup = replace(setup, most_nodes=0, speculation="off")
+        setup = replace(setup, speculation="off")
     replica = Replica(setup, table)
     asked = jobs(len(trace.texts), trace, None, None, 0)
     return side_figures(simulate([replica], "round-robin", asked, users, None), [replica])

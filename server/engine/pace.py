@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from redraft.server.engine.acceptance import Acceptance, Proposal
 from redraft.server.engine.budget import best_nodes, prefill_rows
 from redraft.server.engine.costs import Costs, Work
-from redraft.server.engine.rows_plan import row_bucket
+from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.sequence import Sequence
 
 PROBING = 0.005
@@ -79,7 +79,7 @@ class Pacer:
         if not decoding:
             return Pace(prefill=min(to_prefill, self.most_rows))
         most = sum(self.allowed(sequence) for sequence in decoding)
-        requests, room = len(decoding), self.most_rows - len(decoding)
+        requests, room = len(decoding), self.most_rows - max(len(decoding), MIN_ROWS)
         if self.costs is None or self.fixed is not None:
             nodes = max(min(most, room - min(to_prefill, LEAST_PREFILL)), 0)
             prefill = self._prefill(decoding, nodes, prefilling, room - nodes)
@@ -92,8 +92,8 @@ class Pacer:
             choice = best_nodes(rates, timer, self.most_rows, prefill, choice.tokens_per_second)
         if choice.nodes == 0 and most > 0 and self._may_try(decoding, prefill):
             # rows that padding would fill cost nothing
-            taken = requests + prefill
-            return Pace(min(row_bucket(taken), self.most_rows) - taken, True, prefill)
+            taken = max(requests, MIN_ROWS) + prefill
+            return Pace(min(row_bucket(taken), self.most_rows) - requests - prefill, True, prefill)
         if choice.nodes > 0 and self.since_plain >= 1 / PROBING:
             return Pace(prefill=prefill)
         return Pace(choice.nodes, choice.nodes > 0, prefill)
@@ -140,7 +140,7 @@ class Pacer:
         waiting = sum(sequence.to_prefill for sequence in prefilling)
         if self.costs is None or not waiting:
             return min(waiting, most)
-        taken, start = len(decoding) + nodes, prefilling[0].computed
+        taken, start = max(len(decoding) + nodes, MIN_ROWS), prefilling[0].computed
         stall = STALL + (len(prefilling) - 1) / len(decoding)
 
         def seconds(rows: int) -> float:

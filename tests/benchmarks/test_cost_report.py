@@ -122,7 +122,8 @@ def test_the_shipped_draft_is_known_by_its_name_and_target(ending: str) -> None:
     card = read_card(SHIPPED)
     facts = {"draft": card["name"] + ending, "target_sha": card["target_sha"]}
     assert training(None, facts).seconds == card["training_seconds"]
-    for other in (facts | {"target_sha": "0"}, facts | {"draft": "other" + ending}):
+    others = [{"draft": "other" + ending}, {"draft": f"{card['name']}2{ending}"}, {"target_sha": "0"}]
+    for other in (facts | changed for changed in others):
         assert training(None, other).seconds is None
     assert training(SHIPPED, {}).seconds == card["training_seconds"]
     assert training(None, {}).draft is None

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from redraft.benchmarks.local import decode
-from redraft.drafts.base import Bounds
 from redraft.drafts.none import NoDrafter
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine

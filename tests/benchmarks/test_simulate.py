@@ -14,7 +14,9 @@ from redraft.benchmarks.cli import app
 from redraft.benchmarks.load_plan import Level
 from redraft.benchmarks.simulate import Inputs, Study, notes, read_chances, read_costs, setup_for
 from redraft.benchmarks.simulate_lengths import Lengths
+from redraft.benchmarks.simulate_levels import plain
 from redraft.benchmarks.simulate_record import median_table
+from redraft.benchmarks.simulate_replica import Setup
 from redraft.benchmarks.simulate_script import jobs
 from redraft.server.engine.costs import CostTable
 from redraft.server.engine.types import RedraftError
@@ -58,12 +60,15 @@ def test_levels_of_users(costs: Path, tmp_path: Path) -> None:
             assert one["steps"] == one["rounds"] + one["prefill_steps"]
             assert one["busy_share"] == pytest.approx(1.0)
             assert one["ttft_p50"] > 0
+            assert one["nodes_per_round"] == pytest.approx(one["nodes_per_step"] / one["requests_per_round"])
         assert level["plain"]["tau"] == 1.0
         assert 1.5 < level["speculative"]["tau"] <= 2.3 + 0.2
         assert level["speedup"] > 1
     assert found["settings"]["slots"] == 4
     assert found["settings"]["most_rows"] == 128
-    assert len(printed.splitlines()) >= 6
+    rows = [line.split() for line in printed.splitlines()[:5]]
+    assert [row[:2] for row in rows[1:]] == [["1", "plain"], ["1", "speculative"], ["4", "plain"], ["4", "speculative"]]
+    assert [row[-1] for row in (rows[2], rows[4])] == [f"{level['speedup']:.2f}" for level in found["levels"]]
 
 
 def test_the_same_seed_gives_the_same_figures(costs: Path) -> None:
@@ -74,6 +79,18 @@ def test_the_same_seed_gives_the_same_figures(costs: Path) -> None:
     assert one != other
     assert one[0]["rate"] == 20
     assert one[0]["speedup"] is None
+
+
+def test_a_fleet_that_is_never_idle_is_busy_all_the_time(costs: Path) -> None:
+    arguments = ("--costs", costs, "--rates", "0.7,0.4", "--concurrency", 8, "--output-tokens", 50, "--requests", 80)
+    found, _ = simulated(*arguments, "--replicas", 2, "--router", "least-loaded")
+    assert 0.9 < found["levels"][0]["plain"]["busy_share"] <= 1
+    assert found["settings"]["slots"] == 4
+
+
+def test_plain_decoding_needs_no_room_for_trees() -> None:
+    setup = plain(Setup(slots=2, pages=9, max_model_len=99, tree_rows=6, most_rows=40, most_nodes=5))
+    assert (setup.most_nodes, setup.tree_rows, setup.speculation) == (0, 1, "off")
 
 
 def test_a_simulation_s_json_is_a_table_of_costs(costs: Path, tmp_path: Path) -> None:

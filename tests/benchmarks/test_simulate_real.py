@@ -155,8 +155,8 @@ def test_every_step_is_the_real_engine_s(
     params = GREEDY
     engine = build(**changes)
     engine.lag = lag
-    if changes is FEW:  # three pages each at their ends
-        prompts, params = prompts[1:5], replace(GREEDY, max_tokens=200)
+    if changes is FEW:  # two pages each at their ends
+        prompts, params = prompts[1:5], replace(GREEDY, max_tokens=150)
     run = real(engine, prompts, params, speculation)
     assert any(work.drafting for work in run.works)
     assert (run.preemptions > 0) == (changes is FEW)
@@ -174,6 +174,12 @@ def test_a_trace_has_a_tree_for_every_token(build: BuildEngine, prompts: list[li
     assert trace.facts["draft"] == "ngram-1"
     assert all(len(tree.parent) <= 3 for text in trace.texts for tree in text.trees)
     assert any(any(tree.right) for text in trace.texts for tree in text.trees)
+
+
+def test_what_lies_behind_an_answer_s_end_is_known(build: BuildEngine, prompts: list[list[int]]) -> None:
+    engine = build(draft="ngram")
+    short, long = (record(engine, prompts[:3], replace(GREEDY, max_tokens=count)).texts for count in (16, 32))
+    assert [text.trees for text in short] == [text.trees[:16] for text in long]
 
 
 def test_nothing_is_exchanged_or_measured_on_an_engine_at_work(build: BuildEngine, prompts: list[list[int]]) -> None:

@@ -17,9 +17,9 @@ SETUP = Setup(slots=4, pages=40, max_model_len=1000, tree_rows=6, most_rows=128,
 PLAIN = replace(SETUP, most_nodes=0, tree_rows=1, speculation="off")
 
 
-def run(replica: Replica) -> tuple[float, list[tuple[float, str, int]]]:
+def run(replica: Replica, now: float = 0.0) -> tuple[float, list[tuple[float, str, int]]]:
     """When the last step ended, and when how many tokens of whom came."""
-    now, events = 0.0, []
+    events = []
     while replica.busy:
         now, outputs = replica.step(now)
         events += [(now, output.request_id, len(output.tokens)) for output in outputs]
@@ -30,7 +30,8 @@ def test_the_clock_by_hand() -> None:
     replica = Replica(PLAIN, TABLE)
     replica.submit(Job(0, 129, 3, Plain()))
     # 128 tokens of prefill in one pass, which samples nothing; then three rounds
-    _, events = run(replica)
+    assert replica.step(0.0) == (pytest.approx(0.010), [])
+    _, events = run(replica, 0.010)
     assert [at for at, _, _ in events] == pytest.approx([0.010 + 0.011 * n for n in (1, 2, 3)])
     assert replica.counts.rounds == 3
     assert replica.counts.prefill_only == 1

@@ -72,6 +72,11 @@ def test_jobs_are_the_same_for_the_same_seed_and_however_many_there_are() -> Non
         assert [job.script.tree(7) for job in few] == [job.script.tree(7) for job in many[:5]]
 
 
+def test_an_output_of_another_length_begins_anywhere_in_its_text() -> None:
+    starts = {job.script.start for job in jobs(60, TRACE, None, Lengths(5), 0) if isinstance(job.script, Recorded)}
+    assert starts == {0, 1, 2}
+
+
 def test_chances_say_nothing_of_lengths() -> None:
     with pytest.raises(ValueError, match="lengths"):
         jobs(1, Chances((0.5,)), None, Lengths(1), 0)
