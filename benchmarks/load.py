@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redraft.benchmarks.cost_energy import EnergyMeter
 from redraft.benchmarks.load_contest import Contest
 from redraft.benchmarks.load_figures import level_figures
 from redraft.benchmarks.load_plan import Level, arrivals, jobs
@@ -137,6 +138,8 @@ async def _measure(
     ask = Ask(settings.max_tokens, settings.temperature, settings.seed)
     async with opening as contest:
         bench.contest = contest
+        # of a server, the power is not this machine's to tell
+        meter = EnergyMeter if contest.gpu else None
         for level in levels:
             run = LevelRun(level, {side: [] for side in contest.clients})
             bench.runs.append(run)
@@ -144,7 +147,7 @@ async def _measure(
             times = arrivals(level.rate, level.requests, settings.seed) if level.rate is not None else None
             total = level.requests * settings.repeat * len(contest.clients)
             with progress(f"{level.name}, {level.requests} requests", total) as advance:
-                await measure_level(run, contest.clients, asked, times, settings.repeat, advance)
+                await measure_level(run, contest.clients, asked, times, settings.repeat, advance, meter)
 
 
 def _picture(report: dict[str, Any], contest: Contest, sinks: Sinks) -> None:

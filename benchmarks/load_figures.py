@@ -91,6 +91,7 @@ def pass_figures(one: Pass) -> Figures:
         **_percentiles("itl", [(gap / count, count) for gap, count in gaps]),
         **_percentiles("event_gap", [(gap, 1.0) for gap, _ in gaps]),
         **_rounds(answers),
+        "watts": one.watts,
     }
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from redraft.benchmarks.cost_energy import EnergyMeter
 from redraft.benchmarks.load_clients import Answer, Client, now
 from redraft.benchmarks.load_plan import Job, Level
 from redraft.benchmarks.measure import Ask
@@ -46,6 +47,8 @@ class Pass:
     records: list[Record] = field(default_factory=list)
     """In the order of their ends."""
     complete: bool = False
+    watts: float | None = None
+    """Mean power of the GPU; None where there is none in this process, or none that tells."""
 
 
 @dataclass(slots=True)
@@ -63,11 +66,13 @@ async def measure_level(
     arrivals: Sequence[float] | None,
     repeat: int,
     advance: Advance,
+    meter: Callable[[], EnergyMeter] | None = None,
 ) -> None:
     """Warm up, then ``repeat`` passes of each client; who goes first alternates, so that drift hits both alike.
 
-    ``clients`` are known by side.  ``arrivals`` are seconds from the start for an open level, None for a closed one.
-    Raises ``RedraftError`` when every request of a pass failed; ``advance`` is told of every request that ended.
+    ``clients`` are known by side; ``meter`` makes what measures the power of a pass.  ``arrivals`` are seconds from the
+    start for an open level, None for a closed one.  Raises ``RedraftError`` when every request of a pass failed;
+    ``advance`` is told of every request that ended.
     """
     for side, client in clients.items():
         warm = Pass(run.level.concurrency or MOST_WARM_UP)
@@ -77,10 +82,12 @@ async def measure_level(
         for side in list(clients) if number % 2 == 0 else list(clients)[::-1]:
             one = Pass(run.level.concurrency)
             run.passes[side].append(one)
+            energy = meter() if meter is not None else None
             if arrivals is None:
                 await _closed(clients[side], jobs, one, advance)
             else:
                 await _open(clients[side], jobs, arrivals, one, advance)
+            one.watts = energy.watts() if energy is not None else None
             _check(one, side, run.level)
 
 

@@ -106,6 +106,27 @@ def test_a_closed_loop_keeps_its_users_busy() -> None:
     assert found["nodes_per_round"] == 3
 
 
+def test_the_power_of_every_pass_is_kept() -> None:
+    class Meter:
+        made = 0
+
+        def __init__(self) -> None:
+            Meter.made += 1
+
+        def watts(self) -> float:
+            return 100.0 * self.made
+
+    level = Level(2, concurrency=1)
+    run = LevelRun(level, {"plain": [], "speculative": []})
+    clients = {"plain": FakeClient(), "speculative": FakeClient()}
+    work = measure_level(run, clients, jobs(("a",), 2, ASK), None, 2, lambda _: None, Meter)  # type: ignore[arg-type]
+    simulate(lambda: work)
+    assert [one.watts for one in (*run.passes["plain"], *run.passes["speculative"])] == [100, 400, 200, 300]
+    found = level_figures(run)
+    assert found is not None
+    assert (found["plain"]["watts"], found["speculative"]["watts"]) == (250, 250)
+
+
 def test_an_open_loop_sends_when_due_whoever_waits() -> None:
     client = FakeClient(seconds=lambda prompt: 10.0)
     run, _ = measured(Level(3, rate=1.0), {"plain": client}, ("a",), times=(0.0, 0.5, 4.0))

@@ -15,6 +15,7 @@ from redraft.server.engine import measure_costs
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.rows_plan import BUCKETS
 from redraft.server.engine.types import FinishReason, Request, SamplingParams
 
 VOCAB, SLOTS = 512, 6
@@ -272,7 +273,7 @@ def test_however_much_is_drafted_the_output_is_the_same(
     kept.write_text("{}")
     again = build_engine(replace(config, speculation=speculation, measure_costs=True, kv_pages=9))
     assert again.pacer.costs is not None
-    assert json.loads(kept.read_text())["rows"][0] == 2
+    assert json.loads(kept.read_text())["rows"][0] == BUCKETS[0]
 
 
 def test_kept_costs_are_taken_if_a_look_at_the_machine_confirms_them(

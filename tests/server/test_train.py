@@ -318,7 +318,8 @@ class TestOptions:
         assert result.exit_code == 0, result.output
 
     def test_all_settings_are_options(self, calls) -> None:
-        assert set(GIVEN) == {field.name for field in dataclasses.fields(SftSettings)}
+        # what a run starts from is given as a folder and kept as its version
+        assert set(GIVEN) == {field.name for field in dataclasses.fields(SftSettings)} - {"start"}
         assert not [n for n, (_, value) in GIVEN.items() if value == getattr(SftSettings(), n)]
         options = [part for name, (text, _) in GIVEN.items() for part in (f"--{name.replace('_', '-')}", text) if part]
         self.run("--data", "a", "--data", "b", "--dev", "c", "--out", "o", *options)
@@ -346,7 +347,7 @@ class TestOptions:
 
     def test_help_lists_every_option(self) -> None:
         text = CliRunner().invoke(app, ["train", "sft", "--help"], env={"COLUMNS": "200"}).output
-        for name in inspect.signature(train_cli.sft).parameters:
+        for name in inspect.signature(train_cli.sft).parameters.keys() - {"context"}:
             assert re.search(rf"^ +(\*  )?--{name.replace('_', '-')}\b", text, re.MULTILINE), name
         assert "sft" in CliRunner().invoke(app, ["train", "--help"]).output
 

@@ -147,17 +147,20 @@ def test_refusals_leave_the_engine_as_it_was(server: Server) -> None:
 def test_when_the_engine_dies_requests_fail_clearly_and_health_says_so(server: Server) -> None:
     """Last of all: nothing is served afterwards."""
     (child,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    stream = client(server).chat.completions.create(
-        model="smollm2-135m", messages=LOOP, max_tokens=4000, stream=True, temperature=1.0, seed=2
-    )  # type: ignore[call-overload]
-    chunks = iter(stream)
-    next(chunks)
-    os.kill(int(child), signal.SIGKILL)
-    with pytest.raises(openai.APIError, match="The engine has ended"):
-        for _ in chunks:
-            pass
-    with pytest.raises(urllib.error.HTTPError) as health:
-        urllib.request.urlopen(f"{server.url}/health")
-    assert health.value.code == 503
-    with pytest.raises(openai.InternalServerError, match="engine has ended"):
-        client(server).completions.create(model="smollm2-135m", prompt="a")
+    with client(server) as api:
+        stream = api.chat.completions.create(
+            model="smollm2-135m", messages=LOOP, max_tokens=4000, stream=True, temperature=1.0, seed=2
+        )  # type: ignore[call-overload]
+        with stream:
+            chunks = iter(stream)
+            next(chunks)
+            os.kill(int(child), signal.SIGKILL)
+            with pytest.raises(openai.APIError, match="The engine has ended"):
+                for _ in chunks:
+                    pass
+        with pytest.raises(urllib.error.HTTPError) as health:
+            urllib.request.urlopen(f"{server.url}/health")
+        with health.value as reply:
+            assert reply.code == 503
+        with pytest.raises(openai.InternalServerError, match="engine has ended"):
+            api.completions.create(model="smollm2-135m", prompt="a")
