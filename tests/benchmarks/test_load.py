@@ -35,6 +35,7 @@ SIDE_KEYS = {
     "per_user_tokens_per_second",
     *(f"{name}_p{percent}" for name in ("ttft", "itl", "event_gap") for percent in (50, 90, 99)),
     "tau",
+    "watts",
     "nodes_per_round",
     "event_tokens",
     "passes",
