@@ -72,7 +72,8 @@ class _Measurement:
     def __init__(self, state: DeviceState, target: Target, drafter: Drafter, make_attention: MakeAttention) -> None:
         self.state, self.target, self.drafter, self.make_attention = state, target, drafter, make_attention
         self.pages = state.kv.shape[2] // PAGE - 1
-        self.room = min(min(self.pages, state.page_table.shape[1]) * PAGE, state.positions)
+        # no more than is measured: on a CPU the cache is mapped when it is touched, and what was borrowed is zeroed
+        self.room = min(min(self.pages, state.page_table.shape[1]) * PAGE, state.positions, CONTEXT + PAGE)
 
     def table(self, most_rows: int) -> CostTable:
         begun = time.perf_counter()
