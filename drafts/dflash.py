@@ -16,18 +16,13 @@ from redraft.drafts.base import Bounds, Candidates, Context, DraftState
 from redraft.drafts.checkpoint import Checkpoint
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.dflash_weights import DraftLayer, pack
+from redraft.drafts.marginals import BRANCH, Noise, marginals
 from redraft.kernels.attention import block_attention
 from redraft.kernels.block_tree import block_tree
 from redraft.kernels.layer_ops import LayerOps, layer_ops
-from redraft.kernels.noise import gumbel
 from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK, Attention
-
-BRANCH = 8
-"""Tokens kept of every row, of which the tree is made."""
-NOISED = 32
-"""Of these likeliest tokens of a row the keyed noise is computed at T > 0."""
 
 
 def context_of(checkpoint: Checkpoint) -> Context:
@@ -132,29 +127,9 @@ class DFlashDrafter:
     def _marginals(
         self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool
     ) -> tuple[Tensor, Tensor]:
-        """The ``branch`` best tokens of every row and their log-probabilities, [N, B - 1, branch] each.
-
-        The target takes argmax(z + T g) with the keyed noise g.  Leaning the same way, the draft's belief that it takes
-        v is softmax((z + T g) / c) with c fitted per depth; at T = 0 that is the plain softmax.
-        """
-        logits = logits.float() / self.temperature[:, None]
-        vocab = logits.shape[-1]
-        if not sampled:
-            z, row = logits.topk(min(self.branch, vocab), -1)
-            return self._ids(row), z - logits.logsumexp(-1, keepdim=True)
-        z, row = logits.topk(min(max(NOISED, self.branch), vocab), -1)
-        token, drafted = self._ids(row), logits.shape[1]
-        produced = (root.unsqueeze(1) + torch.arange(1, drafted + 1, device=self.device)).flatten()
-        seed = state.sampling.seed[slot].repeat_interleave(drafted)
-        noise = gumbel(seed, produced, token.flatten(0, 1)).view_as(z) / self.temperature[:, None]
-        hot = state.sampling.temperature[slot][:, None, None]
-        belief = torch.where(hot > 0, (z + hot * noise).log_softmax(-1), z - logits.logsumexp(-1, keepdim=True))
-        best, place = belief.topk(min(self.branch, vocab), -1)
-        return token.gather(-1, place), best
-
-    def _ids(self, row: Tensor) -> Tensor:
-        """Rows of the head as the target's token ids."""
-        return row if self.weights.vocabulary is None else self.weights.vocabulary[row]
+        """The ``branch`` best tokens of every row and their log-probabilities, [N, B - 1, branch] each."""
+        noise = Noise(state.sampling.seed[slot], root + 1, state.sampling.temperature[slot]) if sampled else None
+        return marginals(logits, self.temperature, self.branch, self.weights.vocabulary, noise)
 
 
 def _block_rows(token: Tensor, slot: Tensor, root: Tensor, row: Tensor, causal: bool, slots: int) -> Rows:

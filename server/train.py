@@ -19,6 +19,9 @@ from redraft.drafts.training.calibrate import fit_temperatures
 from redraft.drafts.training.data import Text, common_tokens, read_texts
 from redraft.drafts.training.initial import initial_module
 from redraft.drafts.training.module import DFlashModule
+from redraft.drafts.training.opd import Opd
+from redraft.drafts.training.opd_settings import OpdSettings
+from redraft.drafts.training.run import Run
 from redraft.drafts.training.settings import SftSettings
 from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
@@ -44,6 +47,8 @@ class RunOptions:
     """A draft to go on from instead of the target's own layers."""
     keep_states: bool | None = None
     """Whether the target's states stay on disk; None: if they are needed more than once."""
+    states: Path | None = None
+    """Folder of kept states, which runs over the same texts may share; None: one in ``out``."""
     measure_every: int = 50
     save_every: int = 50
     dev_limit: int = 40
@@ -67,11 +72,11 @@ class ChatEncode:
         return self.tokenizer.encode(text, special_tokens=False) + ((self.end,) if ended else ())
 
 
-def train_sft(
+def train_draft(
     target: ResolvedTarget,
     data: Sequence[Path],
     dev: Sequence[Path],
-    settings: SftSettings,
+    settings: SftSettings | OpdSettings,
     options: RunOptions,
     device: str,
     dtype: str,
@@ -131,12 +136,12 @@ def development(texts: Sequence[Text], options: RunOptions) -> list[Text]:
 
 
 def kept_tokens(
-    settings: SftSettings, spec: TargetSpec, texts: Sequence[Text], start: Checkpoint | None = None
+    settings: SftSettings | OpdSettings, spec: TargetSpec, texts: Sequence[Text], start: Checkpoint | None = None
 ) -> tuple[int, ...] | None:
     """The draft's vocabulary, None for all of the target's; that of ``start`` stays what it is."""
     if start is not None:
         return None if start.vocabulary is None else tuple(start.vocabulary.tolist())
-    if not 0 < settings.vocab < spec.vocab:
+    if not isinstance(settings, SftSettings) or not 0 < settings.vocab < spec.vocab:
         return None
     return common_tokens(texts, settings.vocab, spec.vocab, always=spec.eos_token_ids)
 
@@ -146,37 +151,42 @@ def make_run(
     teacher: TargetTeacher,
     texts: Sequence[Text],
     dev: Sequence[Text],
-    settings: SftSettings,
+    settings: SftSettings | OpdSettings,
     options: RunOptions,
     kept: tuple[int, ...] | None,
     start: Checkpoint | None = None,
-) -> Sft:
+) -> Run:
     """Everything of a run, resumed if ``options.out`` has a save.  ``kept`` is the draft's vocabulary."""
     longest = max(len(text.tokens) for text in (*texts, *dev))
     if longest > spec.context:
         raise DraftError(
             f"a text has {longest} tokens and the target reads at most {spec.context}; give that as --max-length"
         )
-    config = new_config(spec, settings, kept) if start is None else _same_target(start.config, spec)
     again = settings.steps * settings.batch > len(texts)
     keep = again if options.keep_states is None else options.keep_states
     if start is None:
+        if not isinstance(settings, SftSettings):
+            raise DraftError("there is nothing to train on-policy without a draft to start from")
+        config = new_config(spec, settings, kept)
         copied = settings.copied or tuple(range(spec.layers - settings.layers, spec.layers))
         module = initial_module(config, teacher, copied, texts[0], settings.seed, settings.output_scale)
     else:
+        config = _same_target(start.config, spec)
         module = DFlashModule(config)
         module.load_state_dict({name: tensor.float() for name, tensor in start.tensors.items() if name != "d2t"})
-    return Sft(
-        settings=settings,
-        config=config,
-        teacher=teacher,
-        vocabulary=Vocabulary(teacher, kept),
-        module=module.to(teacher.embedding.device),
-        texts=texts,
-        dev=dev,
-        cache=TapCache(teacher, config.taps, options.out / STATES if keep else None),
-        out=options.out / STATE,
-    )
+    parts: dict[str, Any] = {
+        "config": config,
+        "teacher": teacher,
+        "vocabulary": Vocabulary(teacher, kept),
+        "module": module.to(teacher.embedding.device),
+        "texts": texts,
+        "dev": dev,
+        "cache": TapCache(teacher, config.taps, (options.states or options.out / STATES) if keep else None),
+        "out": options.out / STATE,
+    }
+    if isinstance(settings, OpdSettings):
+        return Opd(settings, ends=spec.eos_token_ids, **parts)
+    return Sft(settings, **parts)
 
 
 def new_config(spec: TargetSpec, settings: SftSettings, kept: tuple[int, ...] | None) -> DFlashConfig:
@@ -216,22 +226,23 @@ def _same_target(config: DFlashConfig, spec: TargetSpec) -> DFlashConfig:
     return config
 
 
-def card(target: ResolvedTarget, run: Sft, data: Sequence[Path], start: Checkpoint | None = None) -> dict[str, Any]:
+def card(target: ResolvedTarget, run: Run, data: Sequence[Path], start: Checkpoint | None = None) -> dict[str, Any]:
     """What a draft says of itself; what it was before this run is told in ``before``."""
     progress = run.progress
     before = {} if start is None else {"before": {"version": start.version, **start.card}}
     return {
         "target": target.name,
         "target_sha": target.sha,
-        "method": "dflash-sft",
+        "method": run.method,
         "data": [path.name for path in data],
         "texts": len(run.texts),
         "steps": progress.step,
         "labels": progress.labels,
         "training_seconds": round(progress.seconds),
+        "training_flops": asdict(progress.flops),
         "development_tau": progress.tau,
         "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
-        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(run.settings).items()},
+        "settings": run.settings.asked,
         "torch": torch.__version__,
         **before,
     }
@@ -245,7 +256,7 @@ def _keep_apart(texts: Sequence[Text], held_out: Sequence[Text]) -> None:
         raise DraftError(f"{shared} development prompts are also in the training data; take them out of one of the two")
 
 
-def _run(run: Sft, options: RunOptions) -> bool:
+def _run(run: Run, options: RunOptions) -> bool:
     """Train with a bar; the first Ctrl-C ends after the current step with everything saved."""
     if run.progress.step:
         say(f"going on from step {run.progress.step}")

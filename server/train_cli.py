@@ -18,12 +18,16 @@ from redraft.server.options import (
     mendable_errors,
     on_command_line,
 )
+from redraft.server.train_opd_cli import opd
 
 app = typer.Typer(
     help="Train drafts for a target.  A run can be stopped with Ctrl-C and goes on with the same command.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+app.command()(opd)
 
 
 @app.callback()
@@ -150,7 +154,7 @@ def sft(
         from redraft.drafts.dflash_config import DraftError
         from redraft.drafts.training.settings import SftSettings
         from redraft.server.engine.target.resolve import resolve_target
-        from redraft.server.train import RunOptions, train_sft
+        from redraft.server.train import RunOptions, train_draft
 
         if start is not None:
             _check_start(context)
@@ -193,4 +197,4 @@ def sft(
             dev_limit=dev_limit,
         )
         resolved = resolve_target(target, revision=revision, offline=offline)
-        train_sft(resolved, data, dev or [], settings, options, device, dtype)
+        train_draft(resolved, data, dev or [], settings, options, device, dtype)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from redraft.drafts.training.sft import Progress, Sft
+from redraft.drafts.training.run import Progress, Run
 from redraft.server.engine.progress import say
 
 
@@ -32,7 +32,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def display(run: Sft) -> Iterator[Callable[[Progress], None]]:
+def display(run: Run) -> Iterator[Callable[[Progress], None]]:
     """A bar in a terminal, a line every half minute elsewhere."""
     if not sys.stderr.isatty():
         shown = 0.0

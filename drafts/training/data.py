@@ -1,7 +1,8 @@
 """Training texts: JSONL in, token ids out.
 
 A row has ``prompt`` or ``prompt_ids``, and ``response`` or ``response_ids``; ids win, because text encoded again does
-not give the same ids everywhere.  ``temperature``, ``finish_reason`` and ``source`` are optional (docs/training.md).
+not give the same ids everywhere.  ``temperature``, ``seed``, ``finish_reason`` and ``source``
+are optional (docs/training.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ class Text:
     """How many of ``tokens`` are the prompt's."""
     source: str = ""
     temperature: float = 0.0
+    seed: int | None = None
+    """Of the noise the answer was sampled with (64 bits, signed or not), where that is known."""
 
     @property
     def anchors(self) -> range:
@@ -59,7 +62,7 @@ def read_texts(paths: Sequence[Path], encode: Encode, vocab: int, max_length: in
             if not all(0 <= token < vocab for token in text.tokens):
                 raise DraftError(f"{path}, line {number}: a token id is not in the target's vocabulary of {vocab}")
             if text.prompt + SKIPPED_SHORT <= min(len(text.tokens), max_length):
-                texts.append(Text(text.tokens[:max_length], text.prompt, text.source, text.temperature))
+                texts.append(replace(text, tokens=text.tokens[:max_length]))
     if not texts:
         raise DraftError(f"no usable row in {', '.join(map(str, paths))}")
     return texts
@@ -96,7 +99,10 @@ def _text(row: dict[str, Any], encode: Encode, where: str) -> Text:
     temperature = row.get("temperature", 0.0)
     if not isinstance(temperature, int | float):
         raise DraftError(f"{where}: temperature is {temperature!r}, not a number")
-    return Text(prompt + response, len(prompt), str(row.get("source", "")), float(temperature))
+    seed = row.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not -(1 << 63) <= seed < 1 << 64):
+        raise DraftError(f"{where}: seed is {seed!r}, not a 64-bit number")
+    return Text(prompt + response, len(prompt), str(row.get("source", "")), float(temperature), seed)
 
 
 def _ids(row: dict[str, Any], name: str, where: str) -> tuple[int, ...] | None:

@@ -1,8 +1,4 @@
-"""Acceptance length on held-out texts, without decoding: greedy rounds follow from one packed pass.
-
-Verified text does not depend on the draft.  So the draft proposes at every anchor of a greedy text at once, and walking
-anchor → anchor + accepted + 1 gives exactly the rounds that decoding would have had.
-"""
+"""Acceptance length on held-out texts, without decoding (rounds.py)."""
 
 from __future__ import annotations
 
@@ -12,14 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.drafts.training.blocks import Vocabulary, make_batch
+from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.data import Text
-from redraft.drafts.training.loss import CHUNK
 from redraft.drafts.training.module import DFlashModule
+from redraft.drafts.training.rounds import propose, walk
 from redraft.drafts.training.teacher import States, Teacher
-
-ANCHORS = 128
-"""Blocks in one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +38,16 @@ def greedy_acceptance(
     rope: tuple[Tensor, Tensor],
     texts: Sequence[Text],
     states: Callable[[Text], States],
+    nodes: int = 0,
 ) -> Acceptance:
-    """Chain acceptance of greedy ``texts``."""
-    drafted = module.config.drafted
+    """Acceptance on greedy ``texts`` of the chain, or of the tree of ``nodes`` drafted nodes."""
     tokens = rounds = 0
-    reached = [0] * drafted
+    reached = [0] * module.config.drafted
     for text in texts:
-        agreed = agreeing(module, teacher, vocabulary, rope, text, states(text))
-        place, end = text.prompt - 1, len(text.tokens) - 1
-        while place < end:
-            accepted = agreed[place - text.prompt + 1]
-            for depth in range(accepted):
+        accepted = propose(module, teacher, vocabulary, rope, text, states(text), nodes).accepted.tolist()
+        visited = walk(accepted)
+        tokens, rounds = tokens + len(accepted), rounds + len(visited)
+        for place in visited:
+            for depth in range(accepted[place]):
                 reached[depth] += 1
-            step = min(accepted + 1, end - place)
-            tokens, rounds, place = tokens + step, rounds + 1, place + step
     return Acceptance(tokens, rounds, tuple(reached))
-
-
-def agreeing(
-    module: DFlashModule,
-    teacher: Teacher,
-    vocabulary: Vocabulary,
-    rope: tuple[Tensor, Tensor],
-    text: Text,
-    states: States,
-) -> list[int]:
-    """For every anchor of ``text``: how many of the tokens drafted there agree with it, from the first on."""
-    counts: list[int] = []
-    for start in range(0, len(text.anchors), ANCHORS):
-        anchors = text.anchors[start : start + ANCHORS]
-        batch = make_batch(module.config, teacher, vocabulary, [text], [states], [anchors])
-        hidden = module(batch.taps, batch.anchor, batch.block, rope).flatten(0, 2)
-        best = torch.cat([(part @ vocabulary.head.T).argmax(-1) for part in hidden.split(CHUNK)])
-        agree = best.view(len(anchors), -1) == batch.label[0]
-        counts += agree.long().cumprod(-1).sum(-1).tolist()
-    return counts

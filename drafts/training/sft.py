@@ -2,147 +2,46 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from redraft.drafts.dflash_config import DFlashConfig, DraftError
-from redraft.drafts.training.blocks import Batch, Vocabulary, draw_anchors, make_batch
+from redraft.drafts.training.blocks import Batch, draw_anchors, make_batch
 from redraft.drafts.training.data import Text
+from redraft.drafts.training.flops import Flops, draft_training, head_rows
 from redraft.drafts.training.loss import IGNORE, decay_weights, dpace_weights, head_loss
-from redraft.drafts.training.measure import Acceptance, greedy_acceptance
-from redraft.drafts.training.module import DFlashModule, rope_for
-from redraft.drafts.training.optimise import Optimiser
-from redraft.drafts.training.run_state import facts_of, load_state, newest, save_state
-from redraft.drafts.training.settings import SftSettings, require_same
-from redraft.drafts.training.tap_cache import TapCache
-from redraft.drafts.training.teacher import Teacher
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a run tells while it runs."""
-
-    step: int
-    labels: int = 0
-    """Since the run's first step, over all resumptions."""
-    seconds: float = 0.0
-    """Of training proper, likewise: the target's passes included, measuring and saving not."""
-    loss: float = 0.0
-    """Mean per label, weighted along the block."""
-    first: float = 0.0
-    """Mean log-probability of a block's first label."""
-    norm: float = 0.0
-    """Of the gradient, before clipping."""
-    tau: float | None = None
-    """Greedy chain acceptance length on the development texts, when last measured."""
-    recent_rate: float = 0.0
-    """Labels per second of the last step."""
+from redraft.drafts.training.run import Made, Run
+from redraft.drafts.training.settings import SftSettings
 
 
 @dataclass
-class Sft:
-    """One run: the module, where it stands, and what it needs to go on."""
+class Sft(Run):
+    """Blocks at random anchors, every row towards the text."""
 
     settings: SftSettings
-    config: DFlashConfig
-    teacher: Teacher
-    vocabulary: Vocabulary
-    module: DFlashModule
-    texts: Sequence[Text]
-    dev: Sequence[Text]
-    cache: TapCache
-    out: Path
-    progress: Progress = field(default_factory=lambda: Progress(0))
+    method = "dflash-sft"
 
-    def __post_init__(self) -> None:
-        """Resume from ``out`` if there is a save; ``DraftError`` if it belongs to another run."""
-        self.optimiser = Optimiser(self.module, self.settings.optimiser, self.settings.rate, self.settings.weight_decay)
-        longest = max(len(text.tokens) for text in (*self.texts, *self.dev))
-        self.rope = rope_for(self.config, longest + self.config.block_size, self.teacher.embedding.device)
-        self.facts = self.settings.facts(self.texts, self.teacher.identity)
-        saved = newest(self.out)
-        if saved is not None:
-            noted = facts_of(saved)
-            require_same(noted, self.facts, str(saved))
-            load_state(saved, self.module, self.optimiser)
-            self.progress = Progress(noted["step"], noted["labels"], noted["seconds"], tau=noted["tau"])
-
-    def run(
-        self, tell: Callable[[Progress], None], stop: Callable[[], bool], measure_every: int, save_every: int
-    ) -> bool:
-        """Train up to ``settings.steps``; returns False if ``stop`` asked for an end before.
-
-        ``tell`` is called after every step.  The state is saved every ``save_every`` steps and at the end, however it
-        comes; a ``DraftError`` of saving leaves the save before.
-        """
-        done = True
-        self._forget_unsaved()
-        while self.progress.step < self.settings.steps:
-            self.step()
-            step, last = self.progress.step, self.progress.step == self.settings.steps
-            if self.dev and (step % measure_every == 0 or last):
-                self.progress.tau = self.measure().tau
-            self._log()
-            tell(self.progress)
-            done = last or not stop()
-            if step % save_every == 0 or last or not done:
-                self.save()
-            if not done:
-                break
-        return done
-
-    def step(self) -> None:
-        """One update of the weights."""
-        begun, number, settings = time.perf_counter(), self.progress.step, self.settings
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        texts = [self.texts[i] for i in self._drawn(number)]
+    def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
+        """The loss is the mean per label, weighted along the block."""
+        settings = self.settings
         anchors = [draw_anchors(text, settings.anchors, generator) for text in texts]
         drafted = self.config.drafted
         total = sum(min(drafted, len(t.tokens) - 1 - a) for t, drawn in zip(texts, anchors, strict=True) for a in drawn)
         loss = torch.zeros((), device=self.teacher.embedding.device)
-        first = torch.zeros(2, device=self.teacher.embedding.device)
+        first = torch.zeros(2, device=loss.device)
+        spent = Flops()
         for start in range(0, len(texts), settings.micro_batch):
             part = slice(start, start + settings.micro_batch)
-            states = [self.cache.states(text) for text in texts[part]]
+            states, read = zip(*(self.states(text) for text in texts[part]), strict=True)
             batch = make_batch(self.config, self.teacher, self.vocabulary, texts[part], states, anchors[part])
             made, label = self._loss(batch)
             (made / total).backward()  # type: ignore[no-untyped-call]
             loss += made.detach() / total
             first += label
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise DraftError(
-                f"loss or gradient are not finite at step {number}; the last save is from before. Try a lower --rate"
-            )
-        self.optimiser.step(settings.schedule(number))
-        seconds = time.perf_counter() - begun
-        progress = self.progress
-        progress.step, progress.labels, progress.seconds = (
-            number + 1,
-            progress.labels + total,
-            progress.seconds + seconds,
-        )
-        progress.loss, progress.norm, progress.recent_rate = loss.item(), float(norm), total / seconds
-        progress.first = (first[0] / first[1].clamp_min(1)).item()
-
-    def _drawn(self, step: int) -> list[int]:
-        """Texts of a step: every pass over the data is a permutation of its own."""
-        drawn, orders = [], dict[int, list[int]]()
-        for place in range(step * self.settings.batch, (step + 1) * self.settings.batch):
-            epoch, index = divmod(place, len(self.texts))
-            if epoch not in orders:
-                generator = torch.Generator().manual_seed(self.settings.seed * 7919 + epoch)
-                orders[epoch] = torch.randperm(len(self.texts), generator=generator).tolist()
-            drawn.append(orders[epoch][index])
-        return drawn
+            spent = sum((*read, self._spent(batch)), spent)
+        return Made(loss, total, spent, {"first": (first[0] / first[1].clamp_min(1)).item()})
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss, and the sum of log-probabilities and the count of first labels."""
@@ -163,52 +62,10 @@ class Sft:
         first = torch.stack((seen[..., 0].sum(), known[..., 0].sum()))
         return (loss.view_as(seen) * weight * known).sum(), first
 
-    def mixed(self) -> torch.autocast:
-        """The draft's passes: products in bf16 on a GPU and where the target's states are bf16, from fp32 weights."""
-        like = self.teacher.embedding
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=like.is_cuda or like.dtype == torch.bfloat16)
-
-    def measure(self) -> Acceptance:
-        """Greedy chain acceptance on the development texts."""
-        with self.mixed():
-            return greedy_acceptance(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
-
-    def save(self) -> None:
-        """Keep the state, so that the same command goes on from here."""
-        noted = self.facts | {name: getattr(self.progress, name) for name in ("labels", "seconds", "tau")}
-        save_state(self.out, self.progress.step, self.module, self.optimiser, noted)
-
-    def _log(self) -> None:
-        """A line of ``log.jsonl`` for this step."""
-        p = self.progress
-        line: dict[str, Any] = {"step": p.step, "labels": p.labels, "seconds": round(p.seconds, 2)}
-        line |= {"loss": p.loss, "first": p.first, "norm": p.norm, "tau": p.tau}
-        line["rate"] = self.settings.rate * self.settings.schedule(p.step - 1)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with (self.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise DraftError(f"{self.out / 'log.jsonl'}: cannot be written ({error})") from None
-
-    def _forget_unsaved(self) -> None:
-        """Take from ``log.jsonl`` the steps after the last save: a run that was killed makes them again."""
-        path, part = self.out / "log.jsonl", self.out / "log.part"
-        if not path.is_file():
-            return
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _logged_step(line) <= self.progress.step]
-        try:
-            if len(kept) < len(lines):
-                part.write_text("".join(kept))
-                part.replace(path)
-        except OSError as error:
-            raise DraftError(f"{path}: cannot be written ({error})") from None
-
-
-def _logged_step(line: str) -> float:
-    """The step of a line of the log; infinite where a kill or a full disk cut the line."""
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf
+    def _spent(self, batch: Batch) -> Flops:
+        """Of a pass, without the target's."""
+        texts, anchors, positions = *batch.anchor.shape, batch.taps.shape[1]
+        head = head_rows(self.config, batch.label.numel(), 2)
+        if self.settings.soft > 0:
+            head += head_rows(self.config, len(batch.final), 2)
+        return Flops(draft=texts * draft_training(self.config, positions, anchors), head=head)

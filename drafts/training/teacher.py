@@ -19,6 +19,15 @@ class States:
     """[S, H] states after the last norm: times the head, the logits of the next token."""
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens that a draft would have had behind a part of a text."""
+
+    at: int
+    """The first one's position: it follows the text's first ``at`` tokens."""
+    tokens: tuple[int, ...]
+
+
 class Teacher(Protocol):
     """A frozen target."""
 
@@ -31,6 +40,15 @@ class Teacher(Protocol):
 
     def states(self, tokens: Sequence[int], taps: tuple[int, ...]) -> States:
         """Read ``tokens`` once; ``taps`` are layers from 0."""
+
+    def behind(self, tokens: Sequence[int], branches: Sequence[Branch]) -> Tensor:
+        """[sum of the branches' lengths, H] states as ``States.final``, after every token of every branch.
+
+        Each branch is read as if ``tokens`` went on with it; the branches do not see one another.
+        """
+
+    def flops(self, rows: int, behind: int = 0) -> int:
+        """Operations of reading a text of ``rows`` tokens and ``behind`` tokens of branches, in one pass."""
 
     def weight(self, name: str) -> Tensor:
         """A tensor of the target's checkpoint by its Hugging Face name."""

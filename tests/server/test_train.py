@@ -306,7 +306,7 @@ class TestOptions:
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         made: list[tuple[Any, ...]] = []
-        monkeypatch.setattr("redraft.server.train.train_sft", lambda *args: made.append(args))
+        monkeypatch.setattr("redraft.server.train.train_draft", lambda *args: made.append(args))
         monkeypatch.setattr(
             "redraft.server.engine.target.resolve.resolve_target",
             lambda target, revision, offline: made.append((target, revision, offline)),

@@ -18,7 +18,7 @@ from redraft.drafts.training.module import DFlashModule
 from redraft.drafts.training.settings import SftSettings
 from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
-from redraft.drafts.training.teacher import States
+from redraft.drafts.training.teacher import Branch, States
 
 VOCAB, HIDDEN = 37, 16
 SMALL: dict[str, Any] = {
@@ -62,6 +62,13 @@ class ToyTeacher:
         mean = token.cumsum(0) / torch.arange(1, len(tokens) + 1).unsqueeze(1)
         tapped = [torch.tanh(mean * (tap + 1)) + token / (tap + 1) for tap in taps]
         return States(torch.cat(tapped, -1), functional.rms_norm(token + mean, (token.shape[1],)))
+
+    def behind(self, tokens: Sequence[int], branches: Sequence[Branch]) -> Tensor:
+        whole = [self.states((*tokens[: branch.at], *branch.tokens), (1,)).final for branch in branches]
+        return torch.cat([final[-len(branch.tokens) :] for final, branch in zip(whole, branches, strict=True)])
+
+    def flops(self, rows: int, behind: int = 0) -> int:
+        return 1000 * (rows + behind)
 
     def weight(self, name: str) -> Tensor:
         raise KeyError(name)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from redraft.drafts.training.blocks import Vocabulary
-from redraft.drafts.training.measure import ANCHORS, Acceptance, greedy_acceptance
+from redraft.drafts.training.measure import Acceptance, greedy_acceptance
 from redraft.drafts.training.module import rope_for
+from redraft.drafts.training.rounds import ANCHORS
 
 VOCAB = 4
 """So few that even a random draft is right now and then."""

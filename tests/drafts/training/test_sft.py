@@ -54,7 +54,7 @@ def test_the_loss_of_a_step_is_the_literal_one(make_run, tmp_path: Path, kind: s
                 total += sum(w * x for w, x in zip(weights(kind, q, known, 2.0, 0.3), losses, strict=True))
     run.step()
     assert run.progress.loss == pytest.approx(total / places, rel=1e-5)
-    assert run.progress.first == pytest.approx(sum(first) / len(first), rel=1e-5)
+    assert run.progress.figures["first"] == pytest.approx(sum(first) / len(first), rel=1e-5)
 
 
 def test_passes_of_a_step_add_up(make_run, tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""Draft-OPD (arXiv 2605.29343): on-policy distillation of a draft on its own rounds: ``redraft train opd``.
+
+Every step the current draft proposes at all anchors of the step's texts; walking them gives the rounds that decoding
+would have had (rounds.py).  Their blocks are drafted again with gradients: accepted rows learn by forward KL, rejected
+ones by reverse KL, which decays along the block.  Both are normalised over the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from redraft.drafts.training.blocks import Batch, make_batch
+from redraft.drafts.training.data import Text
+from redraft.drafts.training.divergence import Form, Kl, Overlap, Scalar, divergence, teacher_rows
+from redraft.drafts.training.flops import Flops, draft_pass, draft_training, head_rows
+from redraft.drafts.training.loss import IGNORE
+from redraft.drafts.training.opd_settings import OpdSettings
+from redraft.drafts.training.rounds import Rounds, propose, walk
+from redraft.drafts.training.run import Made, Run
+from redraft.drafts.training.streams import Streams, make_streams
+from redraft.drafts.training.teacher import States
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is taught of one text in this step."""
+
+    text: Text
+    states: States
+    rounds: Rounds
+    streams: Streams
+    tokens: int
+    """Of the answer; divided by decoding's rounds, the acceptance length."""
+    decoded: int
+    """Rounds that decoding would have had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What a row's weight is multiplied with, so that the step's loss is normalised."""
+
+    accepted: float
+    rejected: float
+    blocks: float
+
+
+@dataclass
+class Opd(Run):
+    """Blocks where the draft itself drafted, rows by what became of them."""
+
+    settings: OpdSettings
+    ends: tuple[int, ...] = ()
+    """Tokens that end a text."""
+    method = "draft-opd"
+
+    def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
+        """One step; ``loss`` is the objective of the whole step."""
+        plans, spent = [], Flops()
+        for text in texts:
+            plan, cost = self._plan(text, generator)
+            plans.append(plan)
+            spent += cost
+        shares = self._shares(plans)
+        sums = torch.zeros(3, device=self.teacher.embedding.device)
+        for start in range(0, len(plans), self.settings.micro_batch):
+            made, cost = self._pass(plans[start : start + self.settings.micro_batch], shares)
+            made[0].backward()  # type: ignore[no-untyped-call]
+            sums += made.detach()
+            spent += cost
+        rounds = sum(plan.decoded for plan in plans)
+        figures = {
+            "rounds": float(rounds),
+            "train_tau": sum(plan.tokens for plan in plans) / max(rounds, 1),
+            "accepted": sums[1].item(),
+            "rejected": sums[2].item(),
+        }
+        taught = sum(int(plan.streams.taught.sum()) for plan in plans)
+        return Made(sums[0], taught, spent, figures)
+
+    def _plan(self, text: Text, generator: torch.Generator) -> tuple[Plan, Flops]:
+        """The rounds of ``text`` with the weights as they are."""
+        settings = self.settings
+        states, spent = self.states(text)
+        with self.mixed():
+            everywhere = propose(
+                self.module, self.teacher, self.vocabulary, self.rope, text, states, settings.tree_nodes
+            )
+        visited = decoded = walk(everywhere.accepted.tolist())
+        if settings.anchors == "random":
+            visited = torch.randperm(len(text.anchors), generator=generator)[: len(decoded)].sort().values.tolist()
+        rounds = everywhere.at(visited)
+        place = rounds.anchor.unsqueeze(1) + torch.arange(1, self.config.block_size, device=rounds.anchor.device)
+        token = torch.tensor(text.tokens, device=place.device)[place.clamp_max(len(text.tokens) - 1)]
+        streams = make_streams(rounds, self.vocabulary.row[token] != IGNORE, settings, self.ends)
+        spent += Flops(
+            draft=draft_pass(self.config, len(text.tokens), len(text.anchors)),
+            head=head_rows(self.config, len(text.anchors) * self.config.drafted),
+        )
+        return Plan(text, states, rounds, streams, len(text.anchors), len(decoded)), spent
+
+    def _shares(self, plans: Sequence[Plan]) -> Shares:
+        """An empty stream has no mean and is left out of the mean of means."""
+        settings = self.settings
+        accepted = sum(plan.streams.accepted.sum().item() for plan in plans)
+        rejected = sum(plan.streams.rejected.sum().item() for plan in plans)
+        blocks = sum(int(plan.streams.taught[:, 0].sum()) for plan in plans)
+        weights = (settings.accepted_weight * (accepted > 0), settings.rejected_weight * (rejected > 0))
+        if settings.aggregate == "pooled":
+            total = max(weights[0] * accepted + weights[1] * rejected, 1e-9)
+            return Shares(weights[0] / total, weights[1] / total, 1 / max(blocks, 1))
+        total = max(sum(weights), 1e-9)
+        return Shares(
+            weights[0] / total / max(accepted, 1e-9), weights[1] / total / max(rejected, 1e-9), 1 / max(blocks, 1)
+        )
+
+    def _pass(self, plans: Sequence[Plan], shares: Shares) -> tuple[Tensor, Flops]:
+        """Loss of some texts, and of its accepted and its other rows, [3]."""
+        texts, states = [plan.text for plan in plans], [plan.states for plan in plans]
+        anchors = [plan.rounds.anchor.tolist() for plan in plans]
+        batch = make_batch(self.config, self.teacher, self.vocabulary, texts, states, anchors)
+        width = batch.anchor.shape[1]
+        accepted, rejected, suffix = (
+            torch.stack(parts) for parts in zip(*(plan.streams.padded(width) for plan in plans), strict=True)
+        )
+        final, row, spent = self._teachers(plans, batch, suffix)
+        with self.mixed():
+            hidden = self.module(batch.taps, batch.anchor, batch.block, self.rope)
+        hidden = hidden.to(self.vocabulary.head.dtype)
+        taught = (accepted > 0) | (rejected > 0)
+        taken = taught.flatten().nonzero().squeeze(1)
+        flat, rows = hidden.flatten(0, 2)[taken], row.flatten()[taken]
+        weigh = (accepted * shares.accepted).flatten()[taken], (rejected * shares.rejected).flatten()[taken]
+        spent += Flops(
+            draft=len(plans) * draft_training(self.config, batch.taps.shape[1], width),
+            head=head_rows(self.config, len(taken), 2) + head_rows(self.config, teacher_rows(rows)),
+        )
+        if self.settings.loss == "tv":
+            value = divergence(flat, self.vocabulary.head, final, rows, Overlap())
+            overlap = torch.zeros_like(taught, dtype=torch.float32).flatten().index_copy(0, taken, value)
+            loss = (_expected_loss(overlap.view_as(taught), taught) * shares.blocks).sum()
+            return torch.stack((loss, loss.detach() * 0, loss.detach() * 0)), spent
+        value = divergence(flat, self.vocabulary.head, final, rows, self._form(plans, batch, weigh, taken))
+        of_accepted = (accepted.flatten()[taken] > 0) & (rejected.flatten()[taken] == 0)
+        return torch.stack((value.sum(), value[of_accepted].sum(), value[~of_accepted].sum())), spent
+
+    def _teachers(self, plans: Sequence[Plan], batch: Batch, suffix: Tensor) -> tuple[Tensor, Tensor, Flops]:
+        """The target's states [P, H], which of them predicts each row, and what reading branches cost."""
+        made, spent = [batch.final], Flops()
+        for plan in plans:
+            if plan.streams.branches:
+                made.append(self.teacher.behind(plan.text.tokens, plan.streams.branches).to(batch.final))
+                spent += Flops(target=self.teacher.flops(len(plan.text.tokens), len(made[-1])))
+        # the branches' states lie in the order of the rows they teach
+        number = len(batch.final) + suffix.flatten().long().cumsum(0).view_as(suffix) - 1
+        return torch.cat(made), torch.where(suffix, number, batch.teacher_row), spent
+
+    def _form(self, plans: Sequence[Plan], batch: Batch, weigh: tuple[Tensor, Tensor], taken: Tensor) -> Form:
+        """The objective of rows ``taken`` with normalised weights of both streams."""
+        settings, (accepted, rejected) = self.settings, weigh
+        label = batch.label.flatten()[taken].clamp_min(0)
+        if settings.loss == "scalar":
+            width = batch.anchor.shape[1]
+            own = [functional.pad(plan.rounds.drafted, (0, 0, 0, width - len(plan.rounds.drafted))) for plan in plans]
+            drafted = self.vocabulary.row[torch.stack(own).flatten()[taken]].clamp_min(0)
+            return Scalar(accepted, rejected, label, drafted)
+        greedy = torch.tensor([plan.text.temperature == 0 for plan in plans], device=label.device)
+        greedy = greedy[:, None, None].expand_as(batch.label).flatten()[taken]
+        hard = settings.hard * accepted * greedy
+        soft = accepted - hard
+        nothing = torch.zeros_like(accepted)
+        forward, reverse = nothing, nothing
+        for weight, way in ((soft, settings.accepted_kl), (rejected, settings.rejected_kl)):
+            if way == "forward":
+                forward = forward + weight
+            else:
+                reverse = reverse + weight
+        return Kl(forward, reverse, hard, label)
+
+
+def _expected_loss(overlap: Tensor, taught: Tensor) -> Tensor:
+    """1 - expected accepted rows / rows of every block [..., B - 1] (end-to-end TV); 0 for a block without rows.
+
+    A row counts as long as all before it are taught.
+    """
+    valid = taught.long().cumprod(-1)
+    rows = valid.sum(-1)
+    reached = (overlap * valid).cumprod(-1).sum(-1)
+    return torch.where(rows > 0, 1 - reached / rows.clamp_min(1), 0.0)

@@ -1,0 +1,208 @@
+"""A training run, whatever it learns from: steps, saves, log, measuring, going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redraft.drafts.dflash_config import DFlashConfig, DraftError
+from redraft.drafts.training.blocks import Vocabulary
+from redraft.drafts.training.data import Text
+from redraft.drafts.training.flops import Flops
+from redraft.drafts.training.measure import Acceptance, greedy_acceptance
+from redraft.drafts.training.module import DFlashModule, rope_for
+from redraft.drafts.training.optimise import Optimiser
+from redraft.drafts.training.run_state import facts_of, load_state, newest, save_state
+from redraft.drafts.training.settings import RunSettings, require_same
+from redraft.drafts.training.tap_cache import TapCache
+from redraft.drafts.training.teacher import States, Teacher
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run tells while it runs."""
+
+    step: int
+    labels: int = 0
+    """Since the run's first step, over all resumptions."""
+    seconds: float = 0.0
+    """Of training proper, likewise: the target's passes included, measuring and saving not."""
+    flops: Flops = field(default_factory=Flops)
+    """Likewise."""
+    loss: float = 0.0
+    norm: float = 0.0
+    """Of the gradient, before clipping."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of the last step, what the way of training tells besides."""
+    tau: float | None = None
+    """Greedy chain acceptance length on the development texts, when last measured."""
+    recent_rate: float = 0.0
+    """Labels per second of the last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one step's passes came to; gradients are in the module."""
+
+    loss: Tensor
+    labels: int
+    """Rows that were taught."""
+    flops: Flops
+    figures: dict[str, float]
+
+
+@dataclass
+class Run(ABC):
+    """One run: the module, where it stands, and what it needs to go on."""
+
+    settings: RunSettings
+    config: DFlashConfig
+    teacher: Teacher
+    vocabulary: Vocabulary
+    module: DFlashModule
+    texts: Sequence[Text]
+    dev: Sequence[Text]
+    cache: TapCache
+    out: Path
+    progress: Progress = field(default_factory=lambda: Progress(0))
+
+    method = ""
+    """Of the draft that comes out, for its card."""
+
+    def __post_init__(self) -> None:
+        """Resume from ``out`` if there is a save; ``DraftError`` if it belongs to another run."""
+        self.optimiser = Optimiser(self.module, self.settings.optimiser, self.settings.rate, self.settings.weight_decay)
+        longest = max(len(text.tokens) for text in (*self.texts, *self.dev))
+        self.rope = rope_for(self.config, longest + self.config.block_size, self.teacher.embedding.device)
+        self.facts = self.settings.facts(self.texts, self.teacher.identity)
+        saved = newest(self.out)
+        if saved is not None:
+            noted = facts_of(saved)
+            require_same(noted, self.facts, str(saved))
+            load_state(saved, self.module, self.optimiser)
+            spent = Flops(**noted.get("flops", {}))
+            self.progress = Progress(noted["step"], noted["labels"], noted["seconds"], spent, tau=noted["tau"])
+
+    @abstractmethod
+    def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
+        """Put the gradients of one step over ``texts`` into the module; ``generator`` is the step's own."""
+
+    def run(
+        self, tell: Callable[[Progress], None], stop: Callable[[], bool], measure_every: int, save_every: int
+    ) -> bool:
+        """Train up to ``settings.steps``; returns False if ``stop`` asked for an end before.
+
+        ``tell`` is called after every step.  The state is saved every ``save_every`` steps and at the end, however it
+        comes; a ``DraftError`` of saving leaves the save before.
+        """
+        done = True
+        self._forget_unsaved()
+        while self.progress.step < self.settings.steps:
+            self.step()
+            step, last = self.progress.step, self.progress.step == self.settings.steps
+            if self.dev and (step % measure_every == 0 or last):
+                self.progress.tau = self.measure().tau
+            self._log()
+            tell(self.progress)
+            done = last or not stop()
+            if step % save_every == 0 or last or not done:
+                self.save()
+            if not done:
+                break
+        return done
+
+    def step(self) -> None:
+        """One update of the weights."""
+        begun, number, settings, progress = time.perf_counter(), self.progress.step, self.settings, self.progress
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+        made = self.teach([self.texts[i] for i in self._drawn(number)], generator)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
+        if not (torch.isfinite(made.loss) and torch.isfinite(norm)):
+            raise DraftError(
+                f"loss or gradient are not finite at step {number}; the last save is from before. Try a lower --rate"
+            )
+        self.optimiser.step(settings.schedule(number))
+        seconds = time.perf_counter() - begun
+        progress.step, progress.labels = number + 1, progress.labels + made.labels
+        progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + made.flops
+        progress.loss, progress.norm, progress.figures = made.loss.item(), float(norm), made.figures
+        progress.recent_rate = made.labels / seconds
+
+    def states(self, text: Text) -> tuple[States, Flops]:
+        """The target's states of ``text``, and what they cost: nothing in later passes over texts whose states are kept.
+
+        States that another run has left count as if they were made here.
+        """
+        again = self.cache.folder is not None and self.progress.step * self.settings.batch >= len(self.texts)
+        return self.cache.states(text), Flops(target=0 if again else self.teacher.flops(len(text.tokens)))
+
+    def _drawn(self, step: int) -> list[int]:
+        """Texts of a step: every pass over the data is a permutation of its own."""
+        drawn, orders = [], dict[int, list[int]]()
+        for place in range(step * self.settings.batch, (step + 1) * self.settings.batch):
+            epoch, index = divmod(place, len(self.texts))
+            if epoch not in orders:
+                generator = torch.Generator().manual_seed(self.settings.seed * 7919 + epoch)
+                orders[epoch] = torch.randperm(len(self.texts), generator=generator).tolist()
+            drawn.append(orders[epoch][index])
+        return drawn
+
+    def mixed(self) -> torch.autocast:
+        """The draft's passes: products in bf16 on a GPU and where the target's states are bf16, from fp32 weights."""
+        like = self.teacher.embedding
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=like.is_cuda or like.dtype == torch.bfloat16)
+
+    def measure(self) -> Acceptance:
+        """Greedy chain acceptance on the development texts."""
+        with self.mixed():
+            return greedy_acceptance(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
+
+    def save(self) -> None:
+        """Keep the state, so that the same command goes on from here."""
+        noted = self.facts | {name: getattr(self.progress, name) for name in ("labels", "seconds", "tau")}
+        noted["flops"] = asdict(self.progress.flops)
+        save_state(self.out, self.progress.step, self.module, self.optimiser, noted)
+
+    def _log(self) -> None:
+        """A line of ``log.jsonl`` for this step."""
+        p = self.progress
+        line: dict[str, Any] = {"step": p.step, "labels": p.labels, "seconds": round(p.seconds, 2)}
+        line |= {"flops": asdict(p.flops), "loss": p.loss, **p.figures, "norm": p.norm, "tau": p.tau}
+        line["rate"] = self.settings.rate * self.settings.schedule(p.step - 1)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with (self.out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise DraftError(f"{self.out / 'log.jsonl'}: cannot be written ({error})") from None
+
+    def _forget_unsaved(self) -> None:
+        """Take from ``log.jsonl`` the steps after the last save: a run that was killed makes them again."""
+        path, part = self.out / "log.jsonl", self.out / "log.part"
+        if not path.is_file():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _logged_step(line) <= self.progress.step]
+        try:
+            if len(kept) < len(lines):
+                part.write_text("".join(kept))
+                part.replace(path)
+        except OSError as error:
+            raise DraftError(f"{path}: cannot be written ({error})") from None
+
+
+def _logged_step(line: str) -> float:
+    """The step of a line of the log; infinite where a kill or a full disk cut the line."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
