@@ -113,7 +113,9 @@ class _Divergence(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            wanted, back = torch.unique(row[part], return_inverse=True)  # rows of neighbouring blocks share most of them
+            wanted, back = torch.unique(
+                row[part], return_inverse=True
+            )  # rows of neighbouring blocks share most of them
             log_p = (teacher[wanted] @ head.T).float().log_softmax(-1)[back]
             log_q = (hidden[part] @ head.T).float().log_softmax(-1)
             value[part], towards = form(log_q, log_p, part)

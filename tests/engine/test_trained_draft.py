@@ -15,6 +15,7 @@ from redraft.drafts.training.data import Text
 from redraft.drafts.training.loss import IGNORE
 from redraft.drafts.training.measure import greedy_acceptance
 from redraft.drafts.training.module import DFlashModule, rope_for
+from redraft.drafts.training.rounds import propose, walk
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.load import build_engine
 from redraft.server.engine.target.spec import read_spec
@@ -90,6 +91,9 @@ def test_a_trained_draft_is_accepted_as_often_as_training_measures(
     chains, accepted = decode(target, str(folder), draft_branch=1, draft_ngram=False)
     assert chains == expected
     assert len(accepted) == measured.rounds
+    rounds = [propose(module, teacher, vocabulary, rope, t, teacher.states(t.tokens, taps)) for t in texts]
+    packed = [r.accepted.tolist() for r in rounds]
+    assert sorted(accepted) == sorted(counts[place] for counts in packed for place in walk(counts))
     # a tree of the same rows, and n-gram lookup beside it, change no token
     for options in ({"draft_ngram": False}, {}, {"max_nodes": 12}):
         outputs, more = decode(target, str(folder), **options)

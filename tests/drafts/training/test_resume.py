@@ -35,7 +35,10 @@ def assert_same(one, other) -> None:
     assert logged(one.out) == logged(other.out)
     assert one.progress.labels == other.progress.labels
     # the target's part depends on whether its states are kept
-    assert (one.progress.flops.draft, one.progress.flops.head) == (other.progress.flops.draft, other.progress.flops.head)
+    assert (one.progress.flops.draft, one.progress.flops.head) == (
+        other.progress.flops.draft,
+        other.progress.flops.head,
+    )
     assert one.progress.tau == other.progress.tau
 
 
