@@ -138,7 +138,7 @@ class Run(ABC):
         progress.recent_rate = made.labels / seconds
 
     def states(self, text: Text) -> tuple[States, Flops]:
-        """The target's states of ``text``, and what they cost: nothing in later passes over texts whose states are kept.
+        """The target's states of ``text``, and what they cost: nothing in later passes over kept ones.
 
         States that another run has left count as if they were made here.
         """
