@@ -57,10 +57,14 @@ def _from_card(folder: Path, *, required: bool) -> Training:
         card = read_card(folder)
     except DraftError as error:
         raise RedraftError(str(error)) from None
-    seconds, name = card.get("training_seconds"), card.get("name")
-    known = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
-    if known and seconds is not None and seconds >= 0:
-        return Training(str(name or folder.name), float(seconds), f"training_seconds of {folder / CARD}")
+    name, seconds, run = card.get("name"), 0.0, card
+    while isinstance(run, dict):  # the runs that a draft went on from are told in ``before``
+        spent = run.get("training_seconds")
+        known = isinstance(spent, int | float) and not isinstance(spent, bool) and math.isfinite(spent)
+        seconds += float(spent) if known and spent is not None and spent >= 0 else math.nan
+        run = run.get("before")
+    if not math.isnan(seconds):
+        return Training(str(name or folder.name), seconds, f"training_seconds of {folder / CARD}")
     if required:
         raise RedraftError(f"{folder / CARD} does not say how long training took (training_seconds)")
     return Training(str(name) if name else None, None, f"{folder / CARD} does not say how long training took")
