@@ -57,7 +57,8 @@ def _from_card(folder: Path, *, required: bool) -> Training:
         card = read_card(folder)
     except DraftError as error:
         raise RedraftError(str(error)) from None
-    name, seconds, run = card.get("name"), 0.0, card
+    name, seconds = card.get("name"), 0.0
+    run: Any = card
     while isinstance(run, dict):  # the runs that a draft went on from are told in ``before``
         spent = run.get("training_seconds")
         known = isinstance(spent, int | float) and not isinstance(spent, bool) and math.isfinite(spent)
