@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.settings import RunSettings, at_least, one_of
@@ -53,6 +53,27 @@ class OpdSettings(RunSettings):
             raise DraftError("accepted_weight and rejected_weight cannot both be 0")
         if self.hard and (self.loss != "kl" or self.accepted_kl != "forward"):
             raise DraftError("hard labels belong to the forward KL of accepted rows")
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Refuse what the chosen loss would ignore."""
+        unused = {
+            "kl": (),
+            "scalar": ("accepted_kl", "rejected_kl"),
+            "tv": (
+                "gamma",
+                "aggregate",
+                "accepted_kl",
+                "rejected_kl",
+                "accepted_weight",
+                "rejected_weight",
+                "correction",
+            ),
+        }[self.loss]
+        plain = {field.name: field.default for field in fields(self)}
+        given = [name for name in unused if getattr(self, name) != plain[name]]
+        if given:
+            raise DraftError(f"loss {self.loss} does not use {', '.join(given)}; leave it as it is")
 
 
 ABLATIONS = ("no-decay", "all-forward", "all-reverse", "random-anchors", "naive")

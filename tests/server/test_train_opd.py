@@ -105,6 +105,8 @@ def test_states_can_be_shared(train, start: Path, tmp_path: Path) -> None:
         (("--start", "nowhere"), "a draft is a folder with config.json"),
         (("--hard", "0.5", "--loss", "tv"), "hard labels belong to the forward KL"),
         (("--gamma", "1.5"), "gamma may be at most 1"),
+        (("--loss", "tv", "--gamma", "0.5", "--correction", "1"), "loss tv does not use gamma, correction"),
+        (("--loss", "scalar", "--ablate", "all-forward"), "loss scalar does not use rejected_kl"),
         (("--accepted-weight", "0", "--rejected-weight", "0"), "cannot both be 0"),
         (("--ablate", "naive", "--accepted-weight", "0"), "cannot both be 0"),
     ],
