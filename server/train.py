@@ -46,7 +46,7 @@ class RunOptions:
     start: Path | None = None
     """A draft to go on from instead of the target's own layers."""
     keep_states: bool | None = None
-    """Whether the target's states stay on disk; None: if they are needed more than once."""
+    """Whether the target's states stay on disk; None: if they are needed again and there is no GPU to keep them."""
     states: Path | None = None
     """Folder of kept states, which runs over the same texts may share; None: one in ``out``."""
     measure_every: int = 50
@@ -162,8 +162,11 @@ def make_run(
         raise DraftError(
             f"a text has {longest} tokens and the target reads at most {spec.context}; give that as --max-length"
         )
-    again = settings.steps * settings.batch > len(texts)
-    keep = again if options.keep_states is None else options.keep_states
+    again, device = settings.steps * settings.batch > len(texts), teacher.embedding.device
+    room = device_room(device) if again else 0
+    keep = options.keep_states
+    if keep is None:
+        keep = options.states is not None or (again and not room)
     if start is None:
         if not isinstance(settings, SftSettings):
             raise DraftError("there is nothing to train on-policy without a draft to start from")
@@ -178,15 +181,20 @@ def make_run(
         "config": config,
         "teacher": teacher,
         "vocabulary": Vocabulary(teacher, kept),
-        "module": module.to(teacher.embedding.device),
+        "module": module.to(device),
         "texts": texts,
         "dev": dev,
-        "cache": TapCache(teacher, config.taps, (options.states or options.out / STATES) if keep else None),
+        "cache": TapCache(teacher, config.taps, (options.states or options.out / STATES) if keep else None, room),
         "out": options.out / STATE,
     }
     if isinstance(settings, OpdSettings):
         return Opd(settings, ends=spec.eos_token_ids, **parts)
     return Sft(settings, **parts)
+
+
+def device_room(device: torch.device) -> int:
+    """Bytes of a GPU that kept states may fill; none of a CPU's memory, which is not set apart for training."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
 
 
 def new_config(spec: TargetSpec, settings: SftSettings, kept: tuple[int, ...] | None) -> DFlashConfig:

@@ -145,7 +145,7 @@ def sft(
         bool | None,
         typer.Option(
             help="Keep the target's states on disk, 2 bytes times hidden size times taps + 1 for every token. "
-            "By default if the run passes over the texts more than once."
+            "By default if the run passes over the texts more than once; on a GPU they stay in its memory instead."
         ),
     ] = None,
 ) -> None:

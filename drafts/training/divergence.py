@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-CHUNK = 128
-"""Rows whose logits exist at a time."""
+from redraft.drafts.training.loss import chunks
 
 
 class Form(Protocol):
@@ -111,8 +110,7 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, teacher: Tensor, row: Tensor, form: Form) -> Tensor:
         value = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
-        for start in range(0, hidden.shape[0], CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in chunks(hidden, 2):
             wanted, back = torch.unique(
                 row[part], return_inverse=True
             )  # rows of neighbouring blocks share most of them
@@ -144,4 +142,4 @@ def divergence(hidden: Tensor, head: Tensor, teacher: Tensor, row: Tensor, form:
 
 def teacher_rows(row: Tensor) -> int:
     """How many of the teacher's rows ``divergence`` multiplies with the head."""
-    return sum(len(torch.unique(row[start : start + CHUNK])) for start in range(0, len(row), CHUNK))
+    return sum(len(torch.unique(row[part])) for part in chunks(row, 2))

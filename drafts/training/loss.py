@@ -6,15 +6,22 @@ computed chunk by chunk, and no [N, V] tensor outlives its chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK = 256
+CHUNK = {"cpu": 256, "cuda": 8192}
 """Rows whose logits exist at a time."""
 IGNORE = -1
 """Label of a row that has none: beyond the text, or outside the draft's vocabulary."""
+
+
+def chunks(rows: Tensor, kinds: int = 1) -> Iterator[slice]:
+    """``rows`` [N, ...] in parts of which ``kinds`` sets of logits fit."""
+    size = CHUNK.get(rows.device.type, CHUNK["cpu"]) // kinds
+    return (slice(start, start + size) for start in range(0, len(rows), size))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -38,8 +45,7 @@ class _HeadLoss(torch.autograd.Function):
         log_probability = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(log_probability)
         gradient = torch.empty_like(hidden)
-        for start in range(0, hidden.shape[0], CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in chunks(hidden):
             logits, column = (hidden[part] @ head.T).float(), chosen[part].unsqueeze(1)
             log_q = logits.log_softmax(-1)
             log_probability[part] = log_q.gather(1, column).squeeze(1)
@@ -66,8 +72,7 @@ def _target(teacher: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
     """The target's mean row of ``head`` [P, H] and its entropy [P], for states ``teacher`` [P, H]."""
     mean = torch.empty_like(teacher)
     entropy = torch.empty(teacher.shape[0], dtype=torch.float32, device=teacher.device)
-    for start in range(0, teacher.shape[0], CHUNK):
-        part = slice(start, start + CHUNK)
+    for part in chunks(teacher):
         log_p = (teacher[part] @ head.T).float().log_softmax(-1)
         p = log_p.exp()
         entropy[part] = -torch.linalg.vecdot(p, log_p)

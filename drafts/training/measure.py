@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from redraft.drafts.training.blocks import Vocabulary
@@ -30,7 +29,6 @@ class Acceptance:
         return self.tokens / max(self.rounds, 1)
 
 
-@torch.no_grad()
 def greedy_acceptance(
     module: DFlashModule,
     teacher: Teacher,
@@ -41,13 +39,18 @@ def greedy_acceptance(
     nodes: int = 0,
 ) -> Acceptance:
     """Acceptance on greedy ``texts`` of the chain, or of the tree of ``nodes`` drafted nodes."""
+    found = propose(module, teacher, vocabulary, rope, texts, [states(text) for text in texts], nodes)
+    return pooled([rounds.accepted.tolist() for rounds in found], module.config.drafted)
+
+
+def pooled(accepted: Sequence[Sequence[int]], drafted: int) -> Acceptance:
+    """Of texts, of each of whose anchors it is known how many tokens would be accepted, at most ``drafted``."""
     tokens = rounds = 0
-    reached = [0] * module.config.drafted
-    for text in texts:
-        accepted = propose(module, teacher, vocabulary, rope, text, states(text), nodes).accepted.tolist()
-        visited = walk(accepted)
-        tokens, rounds = tokens + len(accepted), rounds + len(visited)
+    reached = [0] * drafted
+    for counts in accepted:
+        visited = walk(counts)
+        tokens, rounds = tokens + len(counts), rounds + len(visited)
         for place in visited:
-            for depth in range(accepted[place]):
+            for depth in range(counts[place]):
                 reached[depth] += 1
     return Acceptance(tokens, rounds, tuple(reached))

@@ -18,7 +18,6 @@ from redraft.drafts.training.blocks import Batch, make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.divergence import Form, Kl, Overlap, Scalar, divergence, teacher_rows
 from redraft.drafts.training.flops import Flops, draft_pass, draft_training, head_rows
-from redraft.drafts.training.loss import IGNORE
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.rounds import Rounds, propose, walk
 from redraft.drafts.training.run import Made, Run
@@ -60,11 +59,7 @@ class Opd(Run):
 
     def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
         """One step; ``loss`` is the objective of the whole step."""
-        plans, spent = [], Flops()
-        for text in texts:
-            plan, cost = self._plan(text, generator)
-            plans.append(plan)
-            spent += cost
+        plans, spent = self._plans(texts, generator)
         shares = self._shares(plans)
         sums = torch.zeros(3, device=self.teacher.embedding.device)
         for start in range(0, len(plans), self.settings.micro_batch):
@@ -82,26 +77,27 @@ class Opd(Run):
         taught = sum(int(plan.streams.taught.sum()) for plan in plans)
         return Made(sums[0], taught, spent, figures)
 
-    def _plan(self, text: Text, generator: torch.Generator) -> tuple[Plan, Flops]:
-        """The rounds of ``text`` with the weights as they are."""
-        settings = self.settings
-        states, spent = self.states(text)
+    def _plans(self, texts: Sequence[Text], generator: torch.Generator) -> tuple[list[Plan], Flops]:
+        """The rounds of ``texts`` with the weights as they are."""
+        settings, spent = self.settings, Flops()
+        states, read = zip(*(self.states(text) for text in texts), strict=True)
         with self.mixed():
-            everywhere = propose(
-                self.module, self.teacher, self.vocabulary, self.rope, text, states, settings.tree_nodes
+            proposed = propose(
+                self.module, self.teacher, self.vocabulary, self.rope, texts, states, settings.tree_nodes
             )
-        visited = decoded = walk(everywhere.accepted.tolist())
-        if settings.anchors == "random":
-            visited = torch.randperm(len(text.anchors), generator=generator)[: len(decoded)].sort().values.tolist()
-        rounds = everywhere.at(visited)
-        place = rounds.anchor.unsqueeze(1) + torch.arange(1, self.config.block_size, device=rounds.anchor.device)
-        token = torch.tensor(text.tokens, device=place.device)[place.clamp_max(len(text.tokens) - 1)]
-        streams = make_streams(rounds, self.vocabulary.row[token] != IGNORE, settings, self.ends)
-        spent += Flops(
-            draft=draft_pass(self.config, len(text.tokens), len(text.anchors)),
-            head=head_rows(self.config, len(text.anchors) * self.config.drafted),
-        )
-        return Plan(text, states, rounds, streams, len(text.anchors), len(decoded)), spent
+        plans = []
+        for text, mine, everywhere, cost in zip(texts, states, proposed, read, strict=True):
+            visited = decoded = walk(everywhere.accepted.tolist())
+            if settings.anchors == "random":
+                visited = torch.randperm(len(text.anchors), generator=generator)[: len(decoded)].sort().values.tolist()
+            rounds = everywhere.at(visited)
+            streams = make_streams(rounds, settings, self.ends)
+            plans.append(Plan(text, mine, rounds, streams, len(text.anchors), len(decoded)))
+            spent += cost + Flops(
+                draft=draft_pass(self.config, len(text.tokens), len(text.anchors)),
+                head=head_rows(self.config, len(text.anchors) * self.config.drafted),
+            )
+        return plans, spent
 
     def _shares(self, plans: Sequence[Plan]) -> Shares:
         """An empty stream has no mean and is left out of the mean of means."""
@@ -125,7 +121,8 @@ class Opd(Run):
         batch = make_batch(self.config, self.teacher, self.vocabulary, texts, states, anchors)
         width = batch.anchor.shape[1]
         accepted, rejected, suffix = (
-            torch.stack(parts) for parts in zip(*(plan.streams.padded(width) for plan in plans), strict=True)
+            torch.stack(parts).to(batch.anchor.device)
+            for parts in zip(*(plan.streams.padded(width) for plan in plans), strict=True)
         )
         final, row, spent = self._teachers(plans, batch, suffix)
         with self.mixed():
@@ -151,10 +148,14 @@ class Opd(Run):
     def _teachers(self, plans: Sequence[Plan], batch: Batch, suffix: Tensor) -> tuple[Tensor, Tensor, Flops]:
         """The target's states [P, H], which of them predicts each row, and what reading branches cost."""
         made, spent = [batch.final], Flops()
-        for plan in plans:
-            if plan.streams.branches:
-                made.append(self.teacher.behind(plan.text.tokens, plan.streams.branches).to(batch.final))
-                spent += Flops(target=self.teacher.flops(len(plan.text.tokens), len(made[-1])))
+        asking = [plan for plan in plans if plan.streams.branches]
+        if asking:
+            read = self.teacher.behind(
+                [plan.text.tokens for plan in asking], [plan.streams.branches for plan in asking]
+            )
+            made += [states.to(batch.final) for states in read]
+            for plan, states in zip(asking, read, strict=True):
+                spent += Flops(target=self.teacher.flops(len(plan.text.tokens), len(states)))
         # the branches' states lie in the order of the rows they teach
         number = len(batch.final) + suffix.flatten().long().cumsum(0).view_as(suffix) - 1
         return torch.cat(made), torch.where(suffix, number, batch.teacher_row), spent
@@ -166,7 +167,7 @@ class Opd(Run):
         if settings.loss == "scalar":
             width = batch.anchor.shape[1]
             own = [functional.pad(plan.rounds.drafted, (0, 0, 0, width - len(plan.rounds.drafted))) for plan in plans]
-            drafted = self.vocabulary.row[torch.stack(own).flatten()[taken]].clamp_min(0)
+            drafted = self.vocabulary.row[torch.stack(own).to(label.device).flatten()[taken]].clamp_min(0)
             return Scalar(accepted, rejected, label, drafted)
         greedy = torch.tensor([plan.text.temperature == 0 for plan in plans], device=label.device)
         greedy = greedy[:, None, None].expand_as(batch.label).flatten()[taken]

@@ -7,27 +7,27 @@ and walking anchor → anchor + accepted + 1 gives exactly the rounds that a ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from redraft.drafts.dflash_config import DFlashConfig
 from redraft.drafts.marginals import BRANCH, Noise, marginals
-from redraft.drafts.training.blocks import Vocabulary, make_batch
+from redraft.drafts.training.blocks import Batch, Vocabulary, make_batch
 from redraft.drafts.training.data import Text
+from redraft.drafts.training.loss import IGNORE
 from redraft.drafts.training.module import DFlashModule
 from redraft.drafts.training.teacher import States, Teacher
 from redraft.kernels.block_tree import block_tree
 
-ANCHORS = 128
-"""Blocks in one pass."""
+BLOCKS = {"cpu": 128, "cuda": 8192}
+"""In one pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What a draft proposes at A anchors of one text, and what the text says to it."""
+    """What a draft proposes at A anchors of a text, and what the text says to it; on the CPU, where it is planned."""
 
     anchor: Tensor
     """[A] int64 positions."""
@@ -35,13 +35,15 @@ class Rounds:
     """[A, B - 1] int64 target ids, the likeliest of every row."""
     accepted: Tensor
     """[A] int64, how many tokens behind the anchor verification would accept."""
+    wanted: Tensor
+    """[A, B - 1] int64, the text's tokens behind the anchor; -1 for those the draft's vocabulary lacks."""
     left: Tensor
     """[A] int64, how many tokens the text has behind the anchor."""
 
     def at(self, chosen: Sequence[int]) -> Rounds:
         """Those with these numbers."""
-        index = torch.tensor(chosen, dtype=torch.int64, device=self.anchor.device)
-        return Rounds(self.anchor[index], self.drafted[index], self.accepted[index], self.left[index])
+        index = torch.tensor(chosen, dtype=torch.int64)
+        return Rounds(*(getattr(self, name)[index] for name in Rounds.__slots__))
 
 
 @torch.no_grad()
@@ -50,35 +52,77 @@ def propose(
     teacher: Teacher,
     vocabulary: Vocabulary,
     rope: tuple[Tensor, Tensor],
-    text: Text,
-    states: States,
+    texts: Sequence[Text],
+    states: Sequence[States],
     nodes: int = 0,
-) -> Rounds:
-    """Draft at all anchors of ``text``.
+) -> list[Rounds]:
+    """Draft at all anchors of every text.
 
     ``nodes``: size of the tree that decides what is accepted; 0 for the chain of ``drafted``.  At a temperature above
-    0 the draft leans towards the noise of the text's seed, as in serving, where the text has one.
+    0 the draft leans towards the noise of a text's seed, as in serving, where the text has one.
     """
-    config, device = module.config, teacher.embedding.device
-    tokens = torch.tensor(text.tokens, device=device)
-    found = []
-    for start in range(0, len(text.anchors), ANCHORS):
-        anchors = text.anchors[start : start + ANCHORS]
-        batch = make_batch(config, teacher, vocabulary, [text], [states], [anchors])
-        hidden = module(batch.taps, batch.anchor, batch.block, rope)[0]
-        logits = hidden.to(vocabulary.head.dtype) @ vocabulary.head.T
-        anchor = batch.anchor[0]
-        place = anchor.unsqueeze(1) + torch.arange(1, config.block_size, device=device)
-        wanted = torch.where(place < len(tokens), tokens[place.clamp_max(len(tokens) - 1)], -1)
-        token, log_probability = marginals(
-            logits, _scale(config, device), BRANCH if nodes else 1, vocabulary.ids, _noise(text, anchor)
-        )
-        if nodes:
-            accepted = _down_the_tree(wanted, *block_tree(tokens[anchor], token, log_probability, nodes))
-        else:
-            accepted = (token[..., 0] == wanted).long().cumprod(-1).sum(-1)
-        found.append(Rounds(anchor, token[..., 0], accepted, len(tokens) - 1 - anchor))
-    return Rounds(*(torch.cat([getattr(part, name) for part in found]) for name in Rounds.__slots__))
+    found: list[list[Rounds]] = [[] for _ in texts]
+    for part in passes(texts, teacher.embedding.device):
+        some = [texts[piece.text] for piece in part]
+        anchors = [piece.anchors for piece in part]
+        batch = make_batch(module.config, teacher, vocabulary, some, [states[piece.text] for piece in part], anchors)
+        made = _propose(module, vocabulary, rope, some, batch, nodes)
+        for place, piece in enumerate(part):
+            anchor, drafted, accepted, wanted = (part[place, : len(piece.anchors)] for part in made)
+            left = len(texts[piece.text].tokens) - 1 - anchor
+            found[piece.text].append(Rounds(anchor, drafted, accepted, wanted, left))
+    return [Rounds(*(torch.cat([getattr(r, name) for r in parts]) for name in Rounds.__slots__)) for parts in found]
+
+
+def _propose(
+    module: DFlashModule,
+    vocabulary: Vocabulary,
+    rope: tuple[Tensor, Tensor],
+    texts: Sequence[Text],
+    batch: Batch,
+    nodes: int,
+) -> tuple[Tensor, ...]:
+    """Anchor [b, A], drafted, accepted and wanted of one pass, on the CPU."""
+    config, shape = module.config, batch.anchor.shape
+    hidden = module(batch.taps, batch.anchor, batch.block, rope).flatten(0, 1)
+    logits = hidden.to(vocabulary.head.dtype) @ vocabulary.head.T
+    wanted = torch.where(batch.label == IGNORE, -1, vocabulary.ids[batch.label.clamp_min(0)]).flatten(0, 1)
+    scale = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=logits.device)
+    token, log_probability = marginals(
+        logits, scale, BRANCH if nodes else 1, vocabulary.ids, _noise(texts, batch.anchor)
+    )
+    if nodes:
+        root = torch.zeros_like(token[:, 0, 0])  # whose token is of no interest here
+        accepted = _down_the_tree(wanted, *block_tree(root, token, log_probability, nodes))
+    else:
+        accepted = (token[..., 0] == wanted).long().cumprod(-1).sum(-1)
+    made = (batch.anchor, token[..., 0].view(*shape, -1), accepted.view(shape), wanted.view(*shape, -1))
+    return tuple(part.cpu() for part in made)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Anchors of a text that go into one pass."""
+
+    text: int
+    anchors: range
+
+
+def passes(texts: Sequence[Text], device: torch.device) -> Iterator[list[Piece]]:
+    """All anchors of ``texts``, as many together as make ``BLOCKS`` with their padding."""
+    most = BLOCKS.get(device.type, BLOCKS["cpu"])
+    part: list[Piece] = []
+    width = 0
+    for number, text in enumerate(texts):
+        for start in range(0, len(text.anchors), most):
+            piece = Piece(number, text.anchors[start : start + most])
+            width = max(width, len(piece.anchors))
+            if part and (len(part) + 1) * width > most:
+                yield part
+                part, width = [], len(piece.anchors)
+            part.append(piece)
+    if part:
+        yield part
 
 
 def walk(accepted: Sequence[int]) -> list[int]:
@@ -90,19 +134,24 @@ def walk(accepted: Sequence[int]) -> list[int]:
     return visited
 
 
-def _scale(config: DFlashConfig, device: torch.device) -> Tensor:
-    return torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=device)
-
-
-def _noise(text: Text, anchor: Tensor) -> Noise | None:
-    if text.temperature == 0 or text.seed is None:
+def _noise(texts: Sequence[Text], anchor: Tensor) -> Noise | None:
+    """Of blocks at ``anchor`` [b, A], in their order."""
+    drawn = [text.temperature > 0 and text.seed is not None for text in texts]
+    if not any(drawn):
         return None
-    seed = text.seed - (1 << 64) if text.seed >= 1 << 63 else text.seed  # the same bits in an int64
+    seeds = [_signed(text.seed or 0) if one else 0 for text, one in zip(texts, drawn, strict=True)]
+    heat = [text.temperature if one else 0.0 for text, one in zip(texts, drawn, strict=True)]
+    device, each = anchor.device, anchor.shape[1]
     return Noise(
-        torch.full_like(anchor, seed),
-        anchor + 1,
-        torch.full(anchor.shape, text.temperature, device=anchor.device),
+        torch.tensor(seeds, device=device).repeat_interleave(each),
+        anchor.flatten() + 1,
+        torch.tensor(heat, device=device).repeat_interleave(each),
     )
+
+
+def _signed(seed: int) -> int:
+    """The same bits in an int64."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 def _down_the_tree(wanted: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Tensor:

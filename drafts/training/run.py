@@ -124,7 +124,9 @@ class Run(ABC):
         """One update of the weights."""
         begun, number, settings, progress = time.perf_counter(), self.progress.step, self.settings, self.progress
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        made = self.teach([self.texts[i] for i in self._drawn(number)], generator)
+        texts = [self.texts[i] for i in self._drawn(number)]
+        self.cache.fill(texts)
+        made = self.teach(texts, generator)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
         if not (torch.isfinite(made.loss) and torch.isfinite(norm)):
             raise DraftError(
@@ -142,7 +144,7 @@ class Run(ABC):
 
         States that another run has left count as if they were made here.
         """
-        again = self.cache.folder is not None and self.progress.step * self.settings.batch >= len(self.texts)
+        again = self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts)
         return self.cache.states(text), Flops(target=0 if again else self.teacher.flops(len(text.tokens)))
 
     def _drawn(self, step: int) -> list[int]:
@@ -163,6 +165,7 @@ class Run(ABC):
 
     def measure(self) -> Acceptance:
         """Greedy chain acceptance on the development texts."""
+        self.cache.fill(self.dev)
         with self.mixed():
             return greedy_acceptance(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
 

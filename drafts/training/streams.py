@@ -40,17 +40,15 @@ class Streams:
         return tuple(functional.pad(t, more) for t in (self.accepted, self.rejected, self.suffix))  # type: ignore[return-value]
 
 
-def make_streams(rounds: Rounds, known: Tensor, settings: OpdSettings, ends: Sequence[int]) -> Streams:
+def make_streams(rounds: Rounds, settings: OpdSettings, ends: Sequence[int]) -> Streams:
     """Sort the rows of ``rounds`` into streams.
 
     Args:
-        rounds: of one text.
-        known: [A, B - 1] bool, whether the draft's vocabulary has the text's token; rows that are taught towards a
-            token it lacks are left out.
+        rounds: of one text.  Rows that would be taught towards a token the draft's vocabulary lacks are left out.
         settings: of the run.
         ends: tokens that end a text: what a draft puts behind one of them is nobody's text.
     """
-    k = torch.arange(1, rounds.drafted.shape[1] + 1, device=rounds.anchor.device)
+    k, known = torch.arange(1, rounds.drafted.shape[1] + 1), rounds.wanted >= 0
     right = rounds.accepted.unsqueeze(1)
     within = k <= rounds.left.unsqueeze(1)
     accepted = (k <= right) & within & known
@@ -62,7 +60,7 @@ def make_streams(rounds: Rounds, known: Tensor, settings: OpdSettings, ends: Seq
     elif settings.suffix_teacher == "trajectory":
         suffix &= known
     else:
-        ended = torch.isin(rounds.drafted, torch.tensor(ends, device=k.device)) & (k > right)
+        ended = torch.isin(rounds.drafted, torch.tensor(ends)) & (k > right)
         suffix &= (ended.long().cumsum(-1) - ended.long()) == 0  # nothing before the row ended the text
         read, branches = suffix, _branches(rounds, suffix)
     decay = settings.gamma ** (k - 1.0)

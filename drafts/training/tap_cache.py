@@ -1,15 +1,17 @@
-"""States of texts, computed once and kept on disk as safetensors, so that later passes over the data skip the target.
+"""States of texts, computed once and kept, on disk as safetensors or on the device, so that later passes over the data
+skip the target.
 
-A file a text, named by what it was made from, written under another name and renamed: a killed run leaves no half file.
+On disk a file a text, named by what it was made from, written under another name and renamed: a killed run leaves no
+half file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,37 +21,59 @@ from redraft.drafts.training.teacher import States, Teacher
 
 SPARE = 2 << 30
 """Bytes of disk that the cache leaves alone."""
+ROWS = {"cpu": 1, "cuda": 32768}
+"""Positions that the target reads in one pass; a text is never cut."""
 
 
 class TapCache:
-    """Gets a text's states from disk or from the teacher, always rounded to bf16, so that both are the same."""
+    """A text's states, always rounded to bf16, so that they are the same wherever they come from."""
 
-    def __init__(self, teacher: Teacher, taps: tuple[int, ...], folder: Path | None) -> None:
-        """``folder``: where to keep states; None keeps nothing."""
-        self.teacher, self.taps, self.folder = teacher, taps, folder
+    def __init__(self, teacher: Teacher, taps: tuple[int, ...], folder: Path | None, room: int = 0) -> None:
+        """``folder``: where to keep states, None keeps none on disk; ``room``: bytes of the device to keep them in."""
+        self.teacher, self.taps, self.folder, self.room = teacher, taps, folder, room
         self.read = self.computed = 0
         self.full = False
         """Whether the disk has no room for more; what lies there is still read."""
+        self.resident: dict[Text, States] = {}
+        self.held: dict[Text, States] = {}
+        """Of the texts that were last asked for together."""
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DraftError(f"{folder}: cannot be made ({error})") from None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a later pass over the same texts finds their states."""
+        return self.folder is not None or self.room > 0
+
+    def fill(self, texts: Sequence[Text]) -> None:
+        """Have the states of ``texts`` at hand; the target reads what nobody kept, many texts in a pass."""
+        found = {text: states for text in texts if (states := self.resident.get(text) or self._load(text)) is not None}
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        for group in _groups(missing, ROWS.get(self.teacher.embedding.device.type, 1)):
+            self.computed += len(group)
+            for text, made in zip(group, self.teacher.states_of([t.tokens for t in group], self.taps), strict=True):
+                rounded = States(made.taps.bfloat16(), made.final.bfloat16())
+                self._save(text, rounded)
+                found[text] = self._placed(rounded)
+        for text, states in found.items():
+            size = states.taps.nbytes + states.final.nbytes
+            if text not in self.resident and size <= self.room:
+                self.room -= size
+                self.resident[text] = states
+        self.held = found
+
     def states(self, text: Text) -> States:
         """[S, n * H] and [S, H] of ``text``, in the dtype of the teacher's embedding."""
-        path = self._path(text)
-        found = self._load(path) if path is not None and path.is_file() else None
-        if found is None:
-            made = self.teacher.states(text.tokens, self.taps)
-            found = {"taps": made.taps.bfloat16(), "final": made.final.bfloat16()}
-            self.computed += 1
-            if path is not None and not self.full:
-                self._save(path, found)
-        else:
-            self.read += 1
+        if text not in self.held:
+            self.fill([text])
+        return self.held[text]
+
+    def _placed(self, states: States) -> States:
         like = self.teacher.embedding
-        return States(*(found[name].to(like.device, like.dtype) for name in ("taps", "final")))
+        return States(states.taps.to(like.device, like.dtype), states.final.to(like.device, like.dtype))
 
     def _path(self, text: Text) -> Path | None:
         if self.folder is None:
@@ -57,22 +81,42 @@ class TapCache:
         key = f"{self.teacher.identity}|{self.taps}|{text.tokens}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
-    @staticmethod
-    def _load(path: Path) -> dict[str, torch.Tensor] | None:
+    def _load(self, text: Text) -> States | None:
+        """From disk, if it is there and whole; else it is made again."""
+        path = self._path(text)
+        if path is None or not path.is_file():
+            return None
         try:
-            return load_file(path)
+            found = load_file(path)
         except (SafetensorError, OSError):
-            return None  # damaged: made again
+            return None
+        self.read += 1
+        return self._placed(States(found["taps"], found["final"]))
 
-    def _save(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        """Keep ``tensors``; with too little disk left, go on without keeping any more."""
+    def _save(self, text: Text, states: States) -> None:
+        """Keep ``states`` on disk; with too little of it left, go on without keeping any more."""
+        path = self._path(text)
+        if path is None or self.full:
+            return
         draft = path.with_suffix(".part")
         try:
             if shutil.disk_usage(path.parent).free < SPARE:
                 self.full = True
                 return
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
+            save_file({"taps": states.taps.cpu().contiguous(), "final": states.final.cpu().contiguous()}, draft)
             draft.replace(path)
         except (OSError, SafetensorError):
             draft.unlink(missing_ok=True)
             self.full = True
+
+
+def _groups(texts: Sequence[Text], rows: int) -> Iterator[list[Text]]:
+    """``texts`` by length, as many together as make ``rows`` with their padding."""
+    group: list[Text] = []
+    for text in sorted(texts, key=lambda text: len(text.tokens)):
+        if group and (len(group) + 1) * len(text.tokens) > rows:
+            yield group
+            group = []
+        group.append(text)
+    if group:
+        yield group

@@ -41,14 +41,17 @@ class Teacher(Protocol):
     def states(self, tokens: Sequence[int], taps: tuple[int, ...]) -> States:
         """Read ``tokens`` once; ``taps`` are layers from 0."""
 
-    def behind(self, tokens: Sequence[int], branches: Sequence[Branch]) -> Tensor:
-        """[sum of the branches' lengths, H] states as ``States.final``, after every token of every branch.
+    def states_of(self, texts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> list[States]:
+        """The same of several texts, read together."""
 
-        Each branch is read as if ``tokens`` went on with it; the branches do not see one another.
+    def behind(self, texts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]) -> list[Tensor]:
+        """[sum of a text's branches' lengths, H] states as ``States.final``, after every token of every branch.
+
+        Each branch is read as if its text went on with it; the branches do not see one another.
         """
 
     def flops(self, rows: int, behind: int = 0) -> int:
-        """Operations of reading a text of ``rows`` tokens and ``behind`` tokens of branches, in one pass."""
+        """Operations of reading a text of ``rows`` tokens and ``behind`` tokens of branches; padding is not counted."""
 
     def weight(self, name: str) -> Tensor:
         """A tensor of the target's checkpoint by its Hugging Face name."""

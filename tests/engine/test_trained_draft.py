@@ -91,7 +91,8 @@ def test_a_trained_draft_is_accepted_as_often_as_training_measures(
     chains, accepted = decode(target, str(folder), draft_branch=1, draft_ngram=False)
     assert chains == expected
     assert len(accepted) == measured.rounds
-    rounds = [propose(module, teacher, vocabulary, rope, t, teacher.states(t.tokens, taps)) for t in texts]
+    states = [teacher.states(text.tokens, taps) for text in texts]
+    rounds = propose(module, teacher, vocabulary, rope, texts, states)
     packed = [r.accepted.tolist() for r in rounds]
     assert sorted(accepted) == sorted(counts[place] for counts in packed for place in walk(counts))
     # a tree of the same rows, and n-gram lookup beside it, change no token

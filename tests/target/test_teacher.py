@@ -20,12 +20,25 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TargetTeacher:
 
 
 def test_branches_see_their_part_of_the_text_and_themselves(teacher: TargetTeacher) -> None:
-    text = tuple(range(10, 40))
-    branches = (Branch(5, (7, 8, 9)), Branch(6, (7,)), Branch(30, (1, 2)), Branch(1, (99, 98, 97, 96)))
-    made = teacher.behind(text, branches)
-    alone = [teacher.states((*text[: b.at], *b.tokens), (0,)).final[-len(b.tokens) :] for b in branches]
-    torch.testing.assert_close(made, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    texts = [tuple(range(10, 40)), (3, 1, 4, 1, 5), (9, 2, 6, 5, 3, 5, 8)]
+    branches = [
+        [Branch(5, (7, 8, 9)), Branch(6, (7,)), Branch(30, (1, 2)), Branch(1, (99, 98, 97, 96))],
+        [],
+        [Branch(2, (11, 12))],
+    ]
+    for made, text, some in zip(teacher.behind(texts, branches), texts, branches, strict=True):
+        alone = [teacher.states((*text[: b.at], *b.tokens), (0,)).final[-len(b.tokens) :] for b in some]
+        torch.testing.assert_close(made, torch.cat([*alone, made[:0]]), rtol=1e-4, atol=1e-5)
+    made = teacher.behind(texts, branches)[0]
     assert not torch.allclose(made[0], made[3], rtol=1e-2), "the same token after more of the text is another state"
+
+
+def test_texts_read_together_are_read_as_if_alone(teacher: TargetTeacher) -> None:
+    texts = [tuple(range(10, 40)), (3, 1, 4, 1, 5), (9,)]
+    for made, text in zip(teacher.states_of(texts, (0, 1)), texts, strict=True):
+        alone = teacher.states(text, (0, 1))
+        torch.testing.assert_close(made.taps, alone.taps, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(made.final, alone.final, rtol=1e-4, atol=1e-5)
 
 
 def test_cost_is_what_torch_counts_of_the_reference_model(teacher: TargetTeacher) -> None:

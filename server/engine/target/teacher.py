@@ -1,6 +1,6 @@
 """The target as a teacher: reads whole texts and hands out its states (``drafts.training.teacher.Teacher``).
 
-Nothing here has to agree with serving bit for bit, so attention is torch's own over one text in one pass.
+Nothing here has to agree with serving bit for bit, so attention is torch's own, over texts padded to one length.
 """
 
 from __future__ import annotations
@@ -32,30 +32,53 @@ class TargetTeacher:
         self.head = head_tensor(folder, spec, weights)
         self.target = Target(spec, weights, spec.context)
 
-    @torch.no_grad()
     def states(self, tokens: Sequence[int], taps: tuple[int, ...]) -> States:
-        """Read ``tokens``, at most the target's context, in one pass."""
-        count, device = max(len(tokens), 2), self.target.device  # a single row takes another product's code
-        text = torch.zeros(count, dtype=torch.int64, device=device)
-        text[: len(tokens)] = torch.tensor(tokens)
-        found = torch.empty(count, len(taps), self.spec.hidden, dtype=self.target.dtype, device=device)
-        final = self._read(text, torch.arange(count, device=device), _causal, found, taps)
-        return States(found.flatten(1)[: len(tokens)], final[: len(tokens)])
+        """Read one text, at most the target's context, in one pass."""
+        return self.states_of([tokens], taps)[0]
 
     @torch.no_grad()
-    def behind(self, tokens: Sequence[int], branches: Sequence[Branch]) -> Tensor:
-        """Read ``tokens`` and, in the same pass, every branch behind its part of them."""
-        device, text = self.target.device, len(tokens)
-        lengths = torch.tensor([len(branch.tokens) for branch in branches])
-        at = torch.tensor([branch.at for branch in branches]).repeat_interleave(lengths).to(device)
-        branch = torch.arange(len(branches)).repeat_interleave(lengths).to(device)
-        depth = torch.cat([torch.arange(len(branch.tokens)) for branch in branches]).to(device)
-        token = torch.tensor([*tokens, *chain.from_iterable(branch.tokens for branch in branches)], device=device)
-        position = torch.cat((torch.arange(text, device=device), at + depth))
-        sees = torch.ones(len(token), len(token), dtype=torch.bool, device=device).tril_()  # a branch's own rows, too
-        sees[text:, :text] = torch.arange(text, device=device) < at.unsqueeze(1)
-        sees[text:, text:] &= branch == branch.unsqueeze(1)
-        return self._read(token, position, _Masked(sees))[text:]
+    def states_of(self, texts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> list[States]:
+        """Read texts together, padded behind their ends, where causal attention keeps the padding out of sight."""
+        token, width = self._padded(texts)
+        found = torch.empty(token.numel(), len(taps), self.spec.hidden, dtype=self.target.dtype, device=token.device)
+        position = torch.arange(width, device=token.device).expand_as(token)
+        final = self._read(token.flatten(), position.flatten(), _Together(len(texts), None), found, taps)
+        tapped, final = found.view(len(texts), width, -1), final.view(len(texts), width, -1)
+        return [
+            States(tapped[number, : len(text)].clone(), final[number, : len(text)].clone())
+            for number, text in enumerate(texts)
+        ]
+
+    @torch.no_grad()
+    def behind(self, texts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]) -> list[Tensor]:
+        """Read texts and, in the same pass, every branch behind its part of its text."""
+        added = [list(chain.from_iterable(branch.tokens for branch in some)) for some in branches]
+        token, text = self._padded(texts)
+        more, _ = self._padded(added)
+        token, rows = torch.cat((token, more), 1), more.shape[1]
+        count, width = token.shape
+        at, number, depth = torch.zeros(3, count, rows, dtype=torch.int64)
+        for place, some in enumerate(branches):
+            lengths = torch.tensor([len(branch.tokens) for branch in some], dtype=torch.int64)
+            used = int(lengths.sum())
+            at[place, :used] = torch.tensor([branch.at for branch in some]).repeat_interleave(lengths)
+            number[place, :used] = torch.arange(len(some)).repeat_interleave(lengths)
+            number[place, used:] = -1
+            depth[place, :used] = torch.arange(used) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        device = token.device
+        at, number, depth = at.to(device), number.to(device), depth.to(device)
+        position = torch.cat((torch.arange(text, device=device).expand(count, text), at + depth), 1)
+        sees = torch.ones(width, width, dtype=torch.bool, device=device).tril_().repeat(count, 1, 1)
+        sees[:, text:, :text] = torch.arange(text, device=device) < at.unsqueeze(2)
+        sees[:, text:, text:] &= number.unsqueeze(2) == number.unsqueeze(1)  # a branch's own rows, too
+        final = self._read(token.flatten(), position.flatten(), _Together(count, sees)).view(count, width, -1)
+        return [final[place, text : text + len(some)] for place, some in enumerate(added)]
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, int]:
+        """[b, S] tokens, 0 behind the ends, and S."""
+        width = max(*map(len, texts), 2)  # a single row takes another product's code
+        rows = [[*text, *[0] * (width - len(text))] for text in texts]
+        return torch.tensor(rows, dtype=torch.int64).to(self.target.device), width
 
     def flops(self, rows: int, behind: int = 0) -> int:
         """Operations of one such pass; attention as dense as it is computed."""
@@ -88,20 +111,16 @@ class TargetTeacher:
         return target.ops.norm(hidden, target.weights.norm)
 
 
-class _Masked:
-    """Attention of one pass's rows over one another (``kernels.tree_attention.Attention``); ``q`` comes scaled."""
+class _Together:
+    """Attention of b texts' rows, each over its own (``kernels.tree_attention.Attention``); ``q`` comes scaled."""
 
-    def __init__(self, sees: Tensor | None) -> None:
-        """``sees`` [R, R] bool, or None: causal."""
-        self.sees = sees
+    def __init__(self, texts: int, sees: Tensor | None) -> None:
+        """``sees`` [b, S, S] bool, or None: causal."""
+        self.texts, self.sees = texts, None if sees is None else sees.unsqueeze(1)
 
     def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-        q, k, v = (t.to(key.dtype).transpose(0, 1).unsqueeze(0) for t in (q, key, value))
-        causal = self.sees is None
+        q, k, v = (t.to(key.dtype).view(self.texts, -1, *t.shape[1:]).transpose(1, 2) for t in (q, key, value))
         out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.sees, is_causal=causal, scale=1.0, enable_gqa=True
+            q, k, v, attn_mask=self.sees, is_causal=self.sees is None, scale=1.0, enable_gqa=True
         )
-        return out[0].transpose(0, 1).to(dtype)
-
-
-_causal = _Masked(None)
+        return out.transpose(1, 2).flatten(0, 1).to(dtype)

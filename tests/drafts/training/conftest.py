@@ -63,7 +63,15 @@ class ToyTeacher:
         tapped = [torch.tanh(mean * (tap + 1)) + token / (tap + 1) for tap in taps]
         return States(torch.cat(tapped, -1), functional.rms_norm(token + mean, (token.shape[1],)))
 
-    def behind(self, tokens: Sequence[int], branches: Sequence[Branch]) -> Tensor:
+    def states_of(self, texts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> list[States]:
+        return [self.states(tokens, taps) for tokens in texts]
+
+    def behind(self, texts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]) -> list[Tensor]:
+        return [self._behind(tokens, some) for tokens, some in zip(texts, branches, strict=True)]
+
+    def _behind(self, tokens: Sequence[int], branches: Sequence[Branch]) -> Tensor:
+        if not branches:
+            return self.head[:0]
         whole = [self.states((*tokens[: branch.at], *branch.tokens), (1,)).final for branch in branches]
         return torch.cat([final[-len(branch.tokens) :] for final, branch in zip(whole, branches, strict=True)])
 

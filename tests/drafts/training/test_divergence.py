@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from redraft.drafts.training.divergence import CHUNK, Kl, Overlap, Scalar, bernoulli_kl, divergence, k3, teacher_rows
+from redraft.drafts.training.divergence import Kl, Overlap, Scalar, bernoulli_kl, divergence, k3, teacher_rows
+from redraft.drafts.training.loss import CHUNK as CHUNKS
+
+CHUNK = CHUNKS["cpu"] // 2
 
 HIDDEN, VOCAB, POSITIONS = 8, 11, 40
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from redraft.drafts.training.loss import CHUNK, IGNORE, decay_weights, dpace_weights, head_loss
 
 VOCAB, HIDDEN = 29, 8
-ROWS, STATES = 2 * CHUNK + 7, CHUNK + 5
+ROWS, STATES = 2 * CHUNK["cpu"] + 7, CHUNK["cpu"] + 5
 """More than two chunks of rows, more than one of teacher states, neither a multiple."""
 
 

@@ -6,7 +6,7 @@ import torch
 from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.measure import Acceptance, greedy_acceptance
 from redraft.drafts.training.module import rope_for
-from redraft.drafts.training.rounds import ANCHORS
+from redraft.drafts.training.rounds import BLOCKS
 
 VOCAB = 4
 """So few that even a random draft is right now and then."""
@@ -59,7 +59,7 @@ def test_packed_rounds_are_the_simulated_ones(toy, make_config, random_module, m
 def test_texts_longer_than_one_pass(toy, make_config, random_module, make_texts) -> None:
     teacher, config = toy(vocab=VOCAB), make_config(vocab=VOCAB, mask_token_id=1)
     module, vocabulary = random_module(config, seed=2), Vocabulary(teacher, None)
-    texts = make_texts((2, ANCHORS + 20), vocab=VOCAB)
+    texts = make_texts((2, BLOCKS["cpu"] + 20), vocab=VOCAB)
     rope = rope_for(config, 200, torch.device("cpu"))
     made = greedy_acceptance(
         module, teacher, vocabulary, rope, texts, lambda text: teacher.states(text.tokens, config.taps)

@@ -163,7 +163,7 @@ def test_a_teacher_one_token_off_would_be_seen(make_opd, tmp_path: Path, monkeyp
     right.teach(right.texts, torch.Generator())
     wrong = make_opd(tmp_path, settings)
     behind = wrong.teacher.behind
-    monkeypatch.setattr(wrong.teacher, "behind", lambda *given: behind(*given).roll(-1, 0))
+    monkeypatch.setattr(wrong.teacher, "behind", lambda *given: [states.roll(-1, 0) for states in behind(*given)])
     wrong.teach(wrong.texts, torch.Generator())
     assert not torch.allclose(right.module.fc.weight.grad, wrong.module.fc.weight.grad, rtol=1e-3)
 
@@ -171,8 +171,8 @@ def test_a_teacher_one_token_off_would_be_seen(make_opd, tmp_path: Path, monkeyp
 def test_random_anchors_are_as_many_and_elsewhere(make_opd, tmp_path: Path) -> None:
     run = make_opd(tmp_path, ablated(OpdSettings(**SMALL), "random-anchors"))
     text = run.texts[3]
-    plan, _ = run._plan(text, torch.Generator().manual_seed(0))
-    plain, _ = make_opd(tmp_path, OpdSettings(**SMALL))._plan(text, torch.Generator().manual_seed(0))
+    (plan,), _ = run._plans([text], torch.Generator().manual_seed(0))
+    (plain,), _ = make_opd(tmp_path, OpdSettings(**SMALL))._plans([text], torch.Generator().manual_seed(0))
     assert len(plan.rounds.anchor) == len(plain.rounds.anchor) == plain.decoded
     assert plan.rounds.anchor.tolist() != plain.rounds.anchor.tolist()
     assert sorted(set(plan.rounds.anchor.tolist())) == plan.rounds.anchor.tolist()

@@ -272,9 +272,29 @@ class TestTapCache:
         (path,) = tmp_path.iterdir()
         path.write_bytes(path.read_bytes()[:50])
         cache = tap_cache.TapCache(teacher, (1,), tmp_path)
-        assert torch.equal(cache.states(text).taps, first.taps)
-        assert torch.equal(cache.states(text).taps, first.taps)
+        for _ in range(2):
+            cache.fill([text])
+            assert torch.equal(cache.states(text).taps, first.taps)
         assert (cache.computed, cache.read) == (1, 1)
+
+    def test_room_on_the_device_keeps_states_as_long_as_it_lasts(self, toy, make_texts) -> None:
+        texts = make_texts((3, 5), (4, 6), (3, 9), (2, 7))
+        teacher = toy()
+        exact = {text: teacher.states(text.tokens, (1, 3)) for text in texts}
+        each = 8 * 3 * 16 * 4  # of the first: positions, taps and final, sizes, bytes
+        cache = tap_cache.TapCache(teacher, (1, 3), None, room=each + 9 * 3 * 16 * 4)
+        for _ in range(3):
+            cache.fill([*texts, texts[0]])
+            for text in texts:
+                assert torch.equal(cache.states(text).taps, exact[text].taps.bfloat16().float())
+                assert torch.equal(cache.states(text).final, exact[text].final.bfloat16().float())
+        assert set(cache.resident) == {texts[0], texts[3]}, "there is room for the two shortest"
+        assert cache.computed == 2 + 3 * 2
+
+    def test_texts_are_read_together_by_length(self, make_texts) -> None:
+        texts = make_texts((3, 5), (4, 26), (3, 9), (2, 7))
+        groups = [[len(text.tokens) for text in group] for group in tap_cache._groups(texts, 30)]
+        assert groups == [[8, 9], [12], [30]]
 
     def test_files_are_of_one_target_one_text_and_its_taps(self, toy, make_texts, tmp_path) -> None:
         text, other = make_texts((3, 5), (3, 5))

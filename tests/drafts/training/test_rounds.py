@@ -24,7 +24,7 @@ def test_a_tree_accepts_the_longest_of_its_paths(toy, make_config, random_module
     module, vocabulary = random_module(config), Vocabulary(teacher, None)
     (text,) = make_texts((3, 60), vocab=VOCAB)
     states, rope = teacher.states(text.tokens, config.taps), rope_for(config, 100, CPU)
-    made = propose(module, teacher, vocabulary, rope, text, states, nodes=7)
+    (made,) = propose(module, teacher, vocabulary, rope, [text], [states], nodes=7)
     batch = make_batch(config, teacher, vocabulary, [text], [states], [text.anchors])
     with torch.no_grad():
         logits = module(batch.taps, batch.anchor, batch.block, rope)[0] @ vocabulary.head.T
@@ -39,7 +39,7 @@ def test_a_tree_accepts_the_longest_of_its_paths(toy, make_config, random_module
         longest = max(len(path) for path in paths.values() if path == behind[: len(path)])
         assert made.accepted[number] == longest
         assert made.left[number] == len(behind)
-    chain = propose(module, teacher, vocabulary, rope, text, states)
+    (chain,) = propose(module, teacher, vocabulary, rope, [text], [states])
     assert (made.accepted >= chain.accepted).all()
     assert made.accepted.sum() > chain.accepted.sum()
 
@@ -51,7 +51,7 @@ def test_a_sampled_text_with_a_seed_is_drafted_with_its_noise(toy, make_config, 
     states, rope = teacher.states(plain.tokens, config.taps), rope_for(config, 100, CPU)
 
     def drafted(**changes: object) -> torch.Tensor:
-        return propose(module, teacher, vocabulary, rope, replace(plain, **changes), states).drafted
+        return propose(module, teacher, vocabulary, rope, [replace(plain, **changes)], [states])[0].drafted
 
     noisy = drafted(temperature=3.0, seed=2**64 - 7)
     assert torch.equal(drafted(temperature=3.0), drafted()), "without a seed the likeliest are drafted"

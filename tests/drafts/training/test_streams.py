@@ -9,13 +9,14 @@ from redraft.drafts.training.streams import make_streams
 from redraft.drafts.training.teacher import Branch
 
 END = 9
+KNOWN = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
 ROUNDS = Rounds(
     anchor=torch.tensor([4, 7, 9, 14, 16]),
     drafted=torch.tensor([[1, 2, 3, 4], [5, END, 6, 7], [1, 1, 1, 1], [2, 2, 2, 2], [END, 3, 3, 3]]),
     accepted=torch.tensor([2, 1, 4, 0, 0]),
+    wanted=torch.where(KNOWN, 0, -1),
     left=torch.tensor([13, 10, 8, 3, 1]),
 )
-KNOWN = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
 
 
 def literal(settings: OpdSettings) -> tuple[list[list[float]], list[list[float]]]:
@@ -47,7 +48,7 @@ def literal(settings: OpdSettings) -> tuple[list[list[float]], list[list[float]]
 @pytest.mark.parametrize("rejected_weight", [1.0, 0.0])
 def test_every_row_has_its_stream(teacher: str, correction: float, rejected_weight: float) -> None:
     settings = OpdSettings(suffix_teacher=teacher, correction=correction, rejected_weight=rejected_weight)
-    made = make_streams(ROUNDS, KNOWN, settings, [END])
+    made = make_streams(ROUNDS, settings, [END])
     accepted, rejected = literal(settings)
     torch.testing.assert_close(made.accepted, torch.tensor(accepted))
     torch.testing.assert_close(made.rejected, torch.tensor(rejected))
@@ -55,7 +56,7 @@ def test_every_row_has_its_stream(teacher: str, correction: float, rejected_weig
 
 
 def test_branches_are_the_wrong_tokens_behind_what_was_accepted() -> None:
-    made = make_streams(ROUNDS, KNOWN, OpdSettings(suffix_teacher="draft"), [END])
+    made = make_streams(ROUNDS, OpdSettings(suffix_teacher="draft"), [END])
     # round 0: wrong from its third token on, one row behind it; round 1: a drafted end, so nothing behind it; round 2:
     # all right; round 3: two rows behind the first within the text; round 4: the text ends at the wrong token
     assert made.branches == (Branch(7, (3,)), Branch(15, (2, 2)))
