@@ -63,13 +63,13 @@ class _ChainLoss(torch.autograd.Function):
                 p = p[:, vocabulary.ids]
             w = weight[part] * (vocabulary.row[best] != IGNORE).unsqueeze(1)
             p, share = _mixed(p.softmax(-1), label[part], soft)
-            log_q = (rows @ like.T).float().log_softmax(-1).unflatten(0, (-1, depth))
+            log_q = (rows @ like.T).float().log_softmax(-1).view(-1, depth, size)
             right = log_q.argmax(-1) == vocabulary.row[best].unsqueeze(1)
             tally += torch.stack((right & (w > 0), w > 0)).sum(1)
             loss -= (w * (p.unsqueeze(1) * log_q).sum(-1)).sum()
             slope = (w * share).unsqueeze(-1) * log_q.exp_() - w.unsqueeze(-1) * p.unsqueeze(1)
             slope = slope.flatten(0, 1).to(like.dtype)
-            towards_hidden[part] = (slope @ like).unflatten(0, (-1, depth))
+            towards_hidden[part] = (slope @ like).view(-1, depth, like.shape[1])
             towards_head += slope.T @ rows
         ctx.save_for_backward(towards_hidden, towards_head)
         ctx.mark_non_differentiable(tally)

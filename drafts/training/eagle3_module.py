@@ -58,12 +58,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, chains: Chains) -> Tensor:
         """``x`` [b, A, 2H], the rows of the pass that is due -> [b, A, H]."""
-        b, starts, _ = x.shape
         rope = chains.rope()
         q = turn(self.q_proj(x).unflatten(-1, (-1, self.dim)), rope) * self.dim**-0.5
         q = q.unflatten(2, (self.kv_heads, -1)).transpose(1, 2)  # [b, HKV, A, G, HD]
-        score = torch.matmul(q.flatten(2, 3), chains.keys.transpose(-1, -2)).unflatten(2, (starts, -1)) + chains.mask
-        pairs = score.shape[-1]
+        score = torch.matmul(q.flatten(2, 3), chains.keys.transpose(-1, -2))
+        score, pairs = score.view(*q.shape[:-1], -1) + chains.mask, score.shape[-1]
         if chains.passed:
             k, v = (project(x).unflatten(-1, (self.kv_heads, self.dim)) for project in (self.k_proj, self.v_proj))
             chains.own_keys.append(turn(k, rope).transpose(1, 2))
@@ -110,7 +109,9 @@ class Eagle3Module(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden, config.draft_vocab, bias=False)
 
-    def begin(self, taps: Tensor, embedded: Tensor, start: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Chains]:
+    def begin(
+        self, taps: Tensor, embedded: Tensor, start: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Chains]:
         """The features [b, A, H] that chains from ``start`` begin with, and what the chains see.
 
         Args:

@@ -49,9 +49,7 @@ class Attention(nn.Module):
         q = turn(q, masks.block_rope(rows, 2)) * self.dim**-0.5
         asking, group = q.shape[2], q.shape[4]
         q = q.permute(0, 3, 1, 2, 4, 5).reshape(b, self.kv_heads, anchors, asking * group, self.dim)
-        k = turn(
-            self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.dim))), masks.block_rope(slice(None), 1)
-        )
+        k = turn(self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.dim))), masks.block_rope(slice(None), 1))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.dim))
         k, v = (t.permute(0, 3, 1, 2, 4) for t in (k, v))  # [b, HKV, A, B, HD]
         past_k = turn(self.k_norm(self.k_proj(context).unflatten(-1, (self.kv_heads, self.dim))), masks.context_rope)
