@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from redraft.drafts.base import Bounds, Candidates, Context, DraftState
 from redraft.drafts.checkpoint import Checkpoint
-from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.dflash_config import DFlashConfig, DraftError
 from redraft.drafts.dflash_weights import DraftLayer, pack
 from redraft.drafts.marginals import BRANCH, Noise, marginals
 from redraft.kernels.attention import block_attention
@@ -27,7 +27,7 @@ from redraft.kernels.tree_attention import CHUNK, Attention
 
 def context_of(checkpoint: Checkpoint) -> Context:
     """What a draft keeps of the text.  Serving has a head of its own and keys' and values' projections twice."""
-    config = checkpoint.config
+    config = checkpoint.config_as(DFlashConfig)
     own = sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if name != "d2t")
     return Context(
         taps=config.taps,
@@ -57,7 +57,7 @@ class DFlashDrafter:
         ``positions`` bounds those of any row; ``branch`` tokens of every row make the tree, 1 for a chain.  Raises
         ``DraftError`` if the draft is not one for this target.
         """
-        self.config = config = checkpoint.config
+        self.config = config = checkpoint.config_as(DFlashConfig)
         self.context = context_of(checkpoint)
         if embedding.shape != (config.vocab, config.hidden):
             raise DraftError(

@@ -6,7 +6,9 @@ Torch-free.  The format is z-lab's: ``block_size`` at the top level (older check
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -128,27 +130,19 @@ def to_json(config: DFlashConfig) -> dict[str, Any]:
     return made
 
 
+def positive(where: str, name: str, value: Any) -> int:
+    """``value`` if it is a whole number above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DraftError(f"{where}: {name} is {value!r}, not a positive number")
+    return value
+
+
 def from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
-    """Read a checkpoint's ``config.json``; ``where`` names it in errors."""
-    try:
-        return _from_json(raw, where)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DraftError(f"{where}: a value is not of the kind it should be ({error})") from None
-
-
-def _from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
-    names = raw.get("architectures") or []
-    if ARCHITECTURE not in names:
-        raise DraftError(f"{where}: architecture {names} is not a draft this version serves; it serves {ARCHITECTURE}")
+    """Read a DFlash checkpoint's ``config.json``; ``where`` names it in errors.  For any draft: ``draft_config``."""
     inner = raw.get("dflash_config") or {}
     block = raw.get("block_size", inner.get("block_size"))
     _refuse(raw, inner, where)
-
-    def number(name: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DraftError(f"{where}: {name} is {value!r}, not a positive number")
-        return value
-
+    number = partial(positive, where)
     taps, layers = inner.get("target_layer_ids"), number("num_hidden_layers", raw.get("num_hidden_layers"))
     depth = number("num_target_layers", raw.get("num_target_layers"))
     if not isinstance(taps, list) or not taps or not all(isinstance(t, int) and 0 <= t < depth for t in taps):
@@ -195,19 +189,30 @@ def _from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
 
 def _refuse(raw: dict[str, Any], inner: dict[str, Any], where: str) -> None:
     """Everything the format can say that would change what a draft computes and is not built here."""
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    refuse_switches(raw, where)
+    projector = inner.get("projector_type", "dflash")
     reasons = [
         (any(kind != "full_attention" for kind in raw.get("layer_types") or []), "sliding-window layers"),
-        (rope.get("rope_type", rope.get("type", "default")) != "default", "scaled rotation"),
-        (raw.get("attention_bias"), "biases in attention"),
-        (raw.get("hidden_act", "silu") != "silu", f"activation {raw.get('hidden_act')}"),
-        (
-            inner.get("projector_type", "dflash") not in ("dflash", "linear", None),
-            f"projector {inner.get('projector_type')}",
-        ),
+        (projector not in ("dflash", "linear", None), f"projector {projector}"),
         (inner.get("target_hidden_size", raw.get("hidden_size")) != raw.get("hidden_size"), "a hidden size of its own"),
         (inner.get("use_aux_hidden_state", True) is False, "a draft without taps"),
     ]
+    refuse(reasons, where)
+
+
+def refuse_switches(raw: dict[str, Any], where: str) -> None:
+    """What the config of any decoder may say and no draft's layers do here."""
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    reasons = [
+        (rope.get("rope_type", rope.get("type", "default")) != "default", "scaled rotation"),
+        (raw.get("attention_bias"), "biases in attention"),
+        (raw.get("hidden_act", "silu") != "silu", f"activation {raw.get('hidden_act')}"),
+    ]
+    refuse(reasons, where)
+
+
+def refuse(reasons: Iterable[tuple[object, str]], where: str) -> None:
+    """Raise for the first of ``reasons``, of (found, what), that was found."""
     for found, what in reasons:
         if found:
             raise DraftError(f"{where}: {what} are not supported by this version")

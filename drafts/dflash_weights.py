@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from redraft.drafts.checkpoint import Checkpoint
+from redraft.drafts.dflash_config import DFlashConfig
 from redraft.kernels.linear import Linear
 
 
@@ -43,7 +44,7 @@ class DraftWeights:
 
 def pack(checkpoint: Checkpoint, head: Tensor, device: torch.device, dtype: torch.dtype) -> DraftWeights:
     """Lay out ``checkpoint``; ``head`` [V, H] is the target's."""
-    config, tensors = checkpoint.config, checkpoint.tensors
+    config, tensors = checkpoint.config_as(DFlashConfig), checkpoint.tensors
 
     def read(name: str) -> Tensor:
         return tensors[name].to(device, dtype)

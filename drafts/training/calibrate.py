@@ -42,11 +42,11 @@ def fit_temperatures(
             anchors = text.anchors[start : start + ANCHORS]
             batch = make_batch(module.config, teacher, vocabulary, [text], [found], [anchors])
             hidden = module(batch.taps, batch.anchor, batch.block, rope)[0]
-            total += _likelihoods((hidden.to(vocabulary.head.dtype) @ vocabulary.head.T).float(), batch.label[0], grid)
+            total += likelihoods((hidden.to(vocabulary.head.dtype) @ vocabulary.head.T).float(), batch.label[0], grid)
     return tuple(round(GRID[best], 3) for best in total.argmax(-1).tolist())
 
 
-def _likelihoods(logits: Tensor, label: Tensor, grid: Tensor) -> Tensor:
+def likelihoods(logits: Tensor, label: Tensor, grid: Tensor) -> Tensor:
     """Weighted log-likelihood [B - 1, grid] of ``label`` [A, B - 1] under ``logits`` [A, B - 1, V'] / temperature."""
     known = label != IGNORE
     wanted = logits.gather(-1, label.clamp_min(0).unsqueeze(-1))

@@ -46,11 +46,8 @@ def initial_module(
         raise DraftError(f"{config.layers} layers cannot be copied from the target's {list(copied)}")
     torch.manual_seed(seed)
     module = DFlashModule(config)
-    width = config.hidden
-    fc = torch.randn(width, len(config.taps) * width) * 0.02 / len(config.taps) ** 0.5
-    deepest = config.taps.index(max(config.taps))
-    fc[:, deepest * width : (deepest + 1) * width] = torch.eye(width)
-    made = {"fc.weight": fc, "norm.weight": teacher.weight("model.norm.weight").float().cpu()}
+    fused = identity_on_deepest(config.taps, config.hidden)
+    made = {"fc.weight": fused, "norm.weight": teacher.weight("model.norm.weight").float().cpu()}
     common = _norm(teacher, copied[0])
     made["hidden_norm.weight"] = common
     for number, source in enumerate(copied):
@@ -62,6 +59,14 @@ def initial_module(
     if f"model.layers.{copied[0]}.self_attn.q_norm.weight" not in teacher:
         _scale_queries_and_keys(module, teacher, sample)
     return module
+
+
+def identity_on_deepest(taps: Sequence[int], width: int) -> Tensor:
+    """First ``fc`` [width, n * width]: the deepest tap as it is, and a little at random of the others."""
+    fc: Tensor = torch.randn(width, len(taps) * width) * 0.02 / len(taps) ** 0.5
+    deepest = taps.index(max(taps))
+    fc[:, deepest * width : (deepest + 1) * width] = torch.eye(width)
+    return fc
 
 
 def _norm(teacher: Teacher, layer: int) -> Tensor:

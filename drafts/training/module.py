@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from redraft.drafts.dflash_config import DFlashConfig
+from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.kernels.rope import rope_table
 
 
@@ -45,15 +46,13 @@ class Attention(nn.Module):
         """``x`` [b, A, B, H] normed rows, of which ``rows`` ask; ``context`` [b, S, H] -> [b, A, rows, H]."""
         b, anchors, width, _ = x.shape
         q = self.q_norm(self.q_proj(x[:, :, rows]).unflatten(-1, (self.kv_heads, -1, self.dim)))
-        q = _turn(q, masks.block_rope(rows, 2)) * self.dim**-0.5
+        q = turn(q, masks.block_rope(rows, 2)) * self.dim**-0.5
         asking, group = q.shape[2], q.shape[4]
         q = q.permute(0, 3, 1, 2, 4, 5).reshape(b, self.kv_heads, anchors, asking * group, self.dim)
-        k = _turn(
-            self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.dim))), masks.block_rope(slice(None), 1)
-        )
+        k = turn(self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.dim))), masks.block_rope(slice(None), 1))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.dim))
         k, v = (t.permute(0, 3, 1, 2, 4) for t in (k, v))  # [b, HKV, A, B, HD]
-        past_k = _turn(self.k_norm(self.k_proj(context).unflatten(-1, (self.kv_heads, self.dim))), masks.context_rope)
+        past_k = turn(self.k_norm(self.k_proj(context).unflatten(-1, (self.kv_heads, self.dim))), masks.context_rope)
         past_v = self.v_proj(context).unflatten(-1, (self.kv_heads, self.dim))
         past_k, past_v = (t.permute(0, 2, 1, 3) for t in (past_k, past_v))  # [b, HKV, S, HD]
         past = torch.matmul(q.flatten(2, 3), past_k.transpose(-1, -2)).view(
@@ -99,7 +98,7 @@ class Masks:
         return self.within[rows].repeat_interleave(group, 0)
 
 
-def _turn(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def turn(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the last axis (rope.rope_table: the sine carries the sign)."""
     cos, sin = (t.to(x.dtype) for t in rope)
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
@@ -108,7 +107,7 @@ def _turn(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 class MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config: DFlashConfig) -> None:
+    def __init__(self, config: DFlashConfig | Eagle3Config) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden, config.intermediate, bias=False)
         self.up_proj = nn.Linear(config.hidden, config.intermediate, bias=False)
@@ -168,7 +167,7 @@ class DFlashModule(nn.Module):
         return normed
 
 
-def rope_for(config: DFlashConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_for(config: DFlashConfig | Eagle3Config, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rotation table of a draft."""
     half = torch.arange(config.head_dim // 2, dtype=torch.float64, device=device)
     return rope_table(config.rope_theta ** (-2 * half / config.head_dim), positions)

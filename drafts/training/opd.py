@@ -16,11 +16,12 @@ from torch.nn import functional
 
 from redraft.drafts.training.blocks import Batch, make_batch
 from redraft.drafts.training.data import Text
+from redraft.drafts.training.dflash_run import DFlashRun
 from redraft.drafts.training.divergence import Form, Kl, Overlap, Scalar, divergence, teacher_rows
 from redraft.drafts.training.flops import Flops, draft_pass, draft_training, head_rows
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.rounds import Rounds, propose, walk
-from redraft.drafts.training.run import Made, Run
+from redraft.drafts.training.run import Made
 from redraft.drafts.training.streams import Streams, make_streams
 from redraft.drafts.training.teacher import States
 
@@ -49,7 +50,7 @@ class Shares:
 
 
 @dataclass
-class Opd(Run):
+class Opd(DFlashRun):
     """Blocks where the draft itself drafted, rows by what became of them."""
 
     settings: OpdSettings

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redraft.drafts.dflash_config import DFlashConfig, DraftError
+from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.draft_config import DraftConfig
 from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.flops import Flops
-from redraft.drafts.training.measure import Acceptance, greedy_acceptance
-from redraft.drafts.training.module import DFlashModule, rope_for
+from redraft.drafts.training.measure import Acceptance
+from redraft.drafts.training.module import rope_for
 from redraft.drafts.training.optimise import Optimiser
 from redraft.drafts.training.run_state import facts_of, load_state, newest, save_state
 from redraft.drafts.training.settings import RunSettings, require_same
@@ -65,10 +66,10 @@ class Run(ABC):
     """One run: the module, where it stands, and what it needs to go on."""
 
     settings: RunSettings
-    config: DFlashConfig
+    config: DraftConfig
     teacher: Teacher
     vocabulary: Vocabulary
-    module: DFlashModule
+    module: nn.Module
     texts: Sequence[Text]
     dev: Sequence[Text]
     cache: TapCache
@@ -82,7 +83,7 @@ class Run(ABC):
         """Resume from ``out`` if there is a save; ``DraftError`` if it belongs to another run."""
         self.optimiser = Optimiser(self.module, self.settings.optimiser, self.settings.rate, self.settings.weight_decay)
         longest = max(len(text.tokens) for text in (*self.texts, *self.dev))
-        self.rope = rope_for(self.config, longest + self.config.block_size, self.teacher.embedding.device)
+        self.rope = rope_for(self.config, longest + self.ahead, self.teacher.embedding.device)
         self.facts = self.settings.facts(self.texts, self.teacher.identity)
         saved = newest(self.out)
         if saved is not None:
@@ -91,6 +92,11 @@ class Run(ABC):
             load_state(saved, self.module, self.optimiser)
             spent = Flops(**noted.get("flops", {}))
             self.progress = Progress(noted["step"], noted["labels"], noted["seconds"], spent, tau=noted["tau"])
+
+    @property
+    @abstractmethod
+    def ahead(self) -> int:
+        """How far behind a text's end the draft's rows may lie."""
 
     @abstractmethod
     def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
@@ -167,7 +173,15 @@ class Run(ABC):
         """Greedy chain acceptance on the development texts."""
         self.cache.fill(self.dev)
         with self.mixed():
-            return greedy_acceptance(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
+            return self.acceptance()
+
+    @abstractmethod
+    def acceptance(self) -> Acceptance:
+        """Of what the draft proposes greedily on the development texts."""
+
+    @abstractmethod
+    def temperatures(self) -> tuple[float, ...]:
+        """Fitted on the development texts, one for every token of a round."""
 
     def save(self) -> None:
         """Keep the state, so that the same command goes on from here."""

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from redraft.drafts.training.blocks import Batch, draw_anchors, make_batch
 from redraft.drafts.training.data import Text
+from redraft.drafts.training.dflash_run import DFlashRun
 from redraft.drafts.training.flops import Flops, draft_training, head_rows
 from redraft.drafts.training.loss import IGNORE, decay_weights, dpace_weights, head_loss
-from redraft.drafts.training.run import Made, Run
+from redraft.drafts.training.run import Made
 from redraft.drafts.training.settings import SftSettings
 
 
 @dataclass
-class Sft(Run):
+class Sft(DFlashRun):
     """Blocks at random anchors, every row towards the text."""
 
     settings: SftSettings

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from redraft.drafts.dflash_config import from_json
+from redraft.drafts.draft_config import from_json
 from redraft.drafts.shipped import read_json, shipped_for
 from redraft.server.engine.draft_errors import as_redraft_error
 from redraft.server.engine.progress import say

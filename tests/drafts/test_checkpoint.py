@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from redraft.drafts.checkpoint import CONFIG, WEIGHTS, read_draft, write_draft
-from redraft.drafts.dflash_config import DFlashConfig, DraftError, to_json
+from redraft.drafts.dflash_config import DFlashConfig, DraftError
+from redraft.drafts.draft_config import to_json
 from redraft.drafts.training.module import DFlashModule
 
 CONFIGURATION = DFlashConfig(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from redraft.drafts.dflash_config import DFlashConfig, DraftError, default_taps, from_json, to_json
+from redraft.drafts.dflash_config import DFlashConfig, DraftError, default_taps
+from redraft.drafts.draft_config import from_json, to_json
 
 
 def published(**changes: Any) -> dict[str, Any]:
