@@ -1,0 +1,114 @@
+"""Train the arms of the comparison, each up to its operations, and go on where an earlier call stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from redraft.benchmarks.headline.plan import Arm
+from redraft.drafts.checkpoint import read_draft, write_draft
+from redraft.drafts.training.data import Text
+from redraft.drafts.training.run import Progress, Run
+from redraft.drafts.training.tap_cache import TapCache
+from redraft.server.engine.progress import say
+from redraft.server.engine.target.resolve import ResolvedTarget
+from redraft.server.engine.target.spec import TargetSpec
+from redraft.server.engine.target.teacher import TargetTeacher
+from redraft.server.train import DRAFT, RunOptions, card, device_room, kept_tokens, make_run
+
+PROBE = 4
+"""Steps after which it is known what a step costs, and so how many the budget buys."""
+
+
+@dataclass
+class Bench:
+    """What all arms are trained with; the target's states are shared by those with the same taps."""
+
+    target: ResolvedTarget
+    spec: TargetSpec
+    teacher: TargetTeacher
+    texts: Sequence[Text]
+    dev: Sequence[Text]
+    data: Sequence[Path]
+    out: Path
+    until: float
+    """``time.monotonic()`` at which to save and stop."""
+    measure_every: int = 50
+    save_every: int = 400
+    caches: dict[tuple[int, ...], TapCache] = field(default_factory=dict)
+
+    def cache(self, taps: tuple[int, ...]) -> TapCache:
+        """Of these taps; in the GPU's memory where there is one."""
+        if taps not in self.caches:
+            room = device_room(self.teacher.embedding.device)
+            folder = None if room else self.out / "target-states"
+            self.caches[taps] = TapCache(self.teacher, taps, folder, room)
+        return self.caches[taps]
+
+
+def train_arm(bench: Bench, arm: Arm, budget: float) -> bool:
+    """Train ``arm`` with ``budget`` operations; returns whether it is finished, now or since an earlier call."""
+    folder = bench.out / arm.name
+    if (folder / DRAFT).is_dir():
+        return True
+    start = read_draft(bench.out / arm.start / DRAFT) if arm.start else None
+    settings = arm.settings if start is None else replace(arm.settings, start=start.version)
+    kept = kept_tokens(settings, bench.spec, bench.texts, start)
+    # the longest run there could be, until the first steps tell
+    settings = replace(settings, steps=10**9)
+    run = make_run(
+        bench.spec, bench.teacher, bench.texts, bench.dev, settings, RunOptions(folder), kept, start, bench.cache
+    )
+    _set_steps(run, budget)
+    begun = time.monotonic()
+    say(f"{arm.name}: {budget / 1e12:.0f} TFLOP")
+    finished = run.run(
+        _teller(arm.name, run, budget),
+        lambda: time.monotonic() > bench.until,
+        bench.measure_every,
+        bench.save_every,
+    )
+    if not finished:
+        say(f"{arm.name}: stopped at step {run.progress.step} of {run.settings.steps}, saved")
+        return False
+    config = run.config
+    if bench.dev and run.settings.decay_share:
+        config = replace(config, tree_temperatures=run.calibrate())
+    # a trunk's weights are gone on from: they keep their precision
+    dtype = torch.float32 if not run.settings.decay_share else torch.bfloat16
+    noted = card(bench.target, run, bench.data, start)
+    write_draft(folder / DRAFT, config, run.module.state_dict(), kept, noted, dtype)
+    p = run.progress
+    tau = "not measured" if p.tau is None else f"{p.tau:.3f}"
+    say(
+        f"{arm.name}: {p.step} steps, {p.labels} labels, {p.flops.total / 1e12:.0f} TFLOP in {p.seconds:.0f} s "
+        f"({p.flops.total / 1e12 / p.seconds:.1f} TFLOP/s; {time.monotonic() - begun:.0f} s with measuring); τ {tau}"
+    )
+    return True
+
+
+def _set_steps(run: Run, budget: float) -> None:
+    """As many as ``budget`` buys by what the steps so far cost."""
+    p = run.progress
+    steps = run.settings.steps if p.step < PROBE else max(round(budget / p.flops.total * p.step), p.step)
+    run.settings = replace(run.settings, steps=steps)
+
+
+def _teller(name: str, run: Run, budget: float) -> Callable[[Progress], None]:
+    """A line every ten seconds; and the schedule's end, once the first steps have told what a step costs."""
+    shown = time.monotonic()
+
+    def tell(p: Progress) -> None:
+        nonlocal shown
+        if p.step == PROBE:
+            _set_steps(run, budget)
+        if time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            tau = "" if p.tau is None else f", τ {p.tau:.3f}"
+            say(f"  {name} {p.step}/{run.settings.steps} loss {p.loss:.3f}, {p.recent_rate:.0f} labels/s{tau}")
+
+    return tell
