@@ -152,7 +152,7 @@ class Eagle3Drafter:
     def _children(
         self, state: DraftState, slot: Tensor, root: Tensor, depth: int, logits: Tensor, sampled: bool
     ) -> tuple[Tensor, Tensor]:
-        """What the live nodes at ``depth`` propose, of ``logits`` [N, L, V']: tokens and log-probabilities [N, L, K]."""
+        """Tokens and log-probabilities [N, L, K] that the live nodes at ``depth`` propose, of ``logits`` [N, L, V']."""
         N, L, V = logits.shape
         scale, noise = self.temperature[depth : depth + 1], None
         if sampled:

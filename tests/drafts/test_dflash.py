@@ -102,9 +102,8 @@ class Bench:
         position = torch.tensor(positions + [0] * padding)
         row_slot = torch.tensor([slot] * len(positions) + [len(PAGES) - 1] * padding)
         cell = cells(self.state.page_table, row_slot, position, PAGE)
-        token = self.state.tokens[row_slot, position]
-        before = cells(self.state.page_table, row_slot, (position - 1).clamp_min(0), PAGE)
-        self.drafter.absorb(Passed(self.taps[row_slot, position], token, position, cell, before), self.state.kv)
+        taps, token = self.taps[row_slot, position], self.state.tokens[row_slot, position]
+        self.drafter.absorb(Passed(taps, token, position, cell, before=cell), self.state.kv)  # before is not read
 
     def fill(self) -> None:
         """All context before the anchors, in one pass a slot."""
