@@ -92,6 +92,9 @@ def arms(choices: Choices) -> list[Arm]:
         opd("opd-pooled", replace(paper, aggregate="pooled", correction=1.0)),
         opd("opd-hard", replace(paper, suffix_teacher="trajectory", correction=1.0, hard=0.5)),
         opd("opd-tv", replace(OpdSettings(loss="tv", **branch), suffix_teacher="trajectory")),
-        opd("opd-scalar", OpdSettings(loss="scalar", aggregate="pooled", correction=1.0, suffix_teacher="draft", **branch)),
+        opd(
+            "opd-scalar",
+            OpdSettings(loss="scalar", aggregate="pooled", correction=1.0, suffix_teacher="draft", **branch),
+        ),
         *(opd(f"opd-{name}", ablated(paper, name)) for name in ABLATIONS),
     ]
