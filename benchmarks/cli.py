@@ -62,8 +62,12 @@ def speed(
     draft: Draft = None,
     draft_ngram: DraftNgram = True,
     draft_branch: Annotated[
-        int, typer.Option(min=1, help="Tokens a trained draft's tree considers at each place; 1 drafts chains.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens a trained draft's tree considers at each place; 1 drafts chains. [default: by the draft]",
+        ),
+    ] = None,
     speculation: Speculation = "auto",
     max_nodes: Nodes = None,
     dtype: Dtype = "auto",

@@ -74,6 +74,22 @@ NO_CONTEXT = Context()
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """R rows the target has passed over, before it is known which of them will be committed."""
+
+    taps: Tensor
+    """[R, n, H] outputs of the layers that ``Context.taps`` names."""
+    token: Tensor
+    """[R] int64."""
+    position: Tensor
+    """[R] int64."""
+    cell: Tensor
+    """[R] int64, where what the draft keeps of the row goes; the trash page's for padding."""
+    before: Tensor
+    """[R] int64, cell of the token before the row's, which may be of this pass; at position 0 the row's own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """What the host knows before a round; it bounds a drafter's work and never changes the answer."""
 
@@ -107,12 +123,8 @@ class Drafter(Protocol):
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """Draft for every active slot."""
 
-    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
-        """Take in R rows the target has passed over, before it is known which of them will be committed.
-
-        ``taps`` [R, n, H] at ``position`` [R]; what the draft keeps of them goes to ``cell`` [R] of ``kv``.  Not called
-        where ``context`` has no taps.
-        """
+    def absorb(self, passed: Passed, kv: Tensor) -> None:
+        """Keep of ``passed`` in ``kv`` what drafting needs.  Not called where ``context`` has no taps."""
 
 
 class TokensOnly:
@@ -120,5 +132,5 @@ class TokensOnly:
 
     context = NO_CONTEXT
 
-    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
+    def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Nothing is kept."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,10 @@ class Checkpoint:
             wanted, got = (name.removesuffix("Config") for name in (kind.__name__, type(self.config).__name__))
             raise DraftError(f"this needs a {wanted} draft; the one given is {got}")
         return self.config
+
+    def for_target(self, layers: int) -> Checkpoint:
+        """The draft with what its config leaves to its target, of ``layers``, filled in."""
+        return replace(self, config=self.config.for_target(layers)) if isinstance(self.config, Eagle3Config) else self
 
     @property
     def version(self) -> str:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redraft.drafts.base import Bounds, Candidates, Context, DraftState
+from redraft.drafts.base import Bounds, Candidates, Context, DraftState, Passed
 from redraft.drafts.checkpoint import Checkpoint
 from redraft.drafts.dflash_config import DFlashConfig, DraftError
 from redraft.drafts.dflash_weights import DraftLayer, pack
 from redraft.drafts.marginals import BRANCH, Noise, marginals
+from redraft.drafts.slots import active_slots, spread
 from redraft.kernels.attention import block_attention
 from redraft.kernels.block_tree import block_tree
 from redraft.kernels.layer_ops import LayerOps, layer_ops
@@ -50,12 +51,12 @@ class DFlashDrafter:
         positions: int,
         max_nodes: int,
         name: str = "dflash",
-        branch: int = BRANCH,
+        branch: int | None = None,
     ) -> None:
         """``embedding``, ``head`` [V, H] are the target's, on the device and in the dtype to work in.
 
-        ``positions`` bounds those of any row; ``branch`` tokens of every row make the tree, 1 for a chain.  Raises
-        ``DraftError`` if the draft is not one for this target.
+        ``positions`` bounds those of any row; ``branch`` tokens of every row (``BRANCH`` unless told) make the tree, 1
+        for a chain.  Raises ``DraftError`` if the draft is not one for this target.
         """
         self.config = config = checkpoint.config_as(DFlashConfig)
         self.context = context_of(checkpoint)
@@ -64,7 +65,7 @@ class DFlashDrafter:
                 f"{name} is a draft for a target with {config.vocab} tokens and hidden size {config.hidden}, "
                 f"this one has {embedding.shape[0]} and {embedding.shape[1]}"
             )
-        self.name, self.version, self.max_nodes, self.branch = name, checkpoint.version, max_nodes, branch
+        self.name, self.version, self.max_nodes, self.branch = name, checkpoint.version, max_nodes, branch or BRANCH
         self.device = device = embedding.device
         self.weights = pack(checkpoint, head, device, embedding.dtype)
         self.embedding = embedding
@@ -79,26 +80,22 @@ class DFlashDrafter:
 
         self.block_ops, self.context_ops = ops(config.heads), ops(0)
 
-    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
+    def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Write the context's keys and values of all layers (§3, KV injection)."""
         weights, ops, config = self.weights, self.context_ops, self.config
-        context = ops.norm(weights.fuse(taps.flatten(1)), weights.hidden_norm)
+        context = ops.norm(weights.fuse(passed.taps.flatten(1)), weights.hidden_norm)
         made = weights.context_kv(context).view(-1, config.layers, 2 * config.kv_width)
-        ops.turn(position, cell)
+        ops.turn(passed.position, passed.cell)
         for number, layer in enumerate(weights.layers):
             ops.rope_and_cache(made[:, number], layer.qk_norm[config.heads :], kv[number])
 
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """The best ``max_nodes`` prefixes of every slot's block."""
-        # active slots first: ``bounds.requests`` blocks hold them all, the others go to the trash slot
-        slot = (~state.active).to(torch.int8).argsort(stable=True)[: bounds.requests]
-        slot = torch.where(state.active[slot], slot, state.active.shape[0] - 1)
-        anchor = state.anchor[slot].squeeze(1)
-        root = (state.length[slot] - 1).clamp_min(0) * state.active[slot]
+        slot, anchor, root = active_slots(state, bounds.requests)
         logits = self._block(state, slot, anchor, root, bounds.context)
         token, log_probability = self._marginals(state, slot, root, logits, bounds.sampled)
         token, parent, score = block_tree(anchor, token, log_probability, self.max_nodes)
-        return _spread(state, slot, token, parent, score)
+        return spread(state, slot, token, parent, score)
 
     def _block(self, state: DraftState, slot: Tensor, anchor: Tensor, root: Tensor, context_bound: int) -> Tensor:
         """Logits [N, B - 1, V'] of the blocks behind ``anchor`` [N] at ``root`` [N]."""
@@ -152,14 +149,3 @@ def _block_rows(token: Tensor, slot: Tensor, root: Tensor, row: Tensor, causal: 
         first_row=first,
         row_count=first,
     )
-
-
-def _spread(state: DraftState, slot: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Candidates:
-    """Trees [N, W] to their slots; the others have none."""
-    slots, width = state.active.shape[0], token.shape[1]
-    absent = float("-inf")
-    # the trash slot may be written by several and is cleared afterwards
-    tokens = state.anchor.expand(slots, width).index_copy(0, slot, token)
-    parents = parent.new_zeros(slots, width).index_copy(0, slot, parent)
-    scores = score.new_full((slots, width), absent).index_copy(0, slot, score)
-    return Candidates(tokens, parents, scores.masked_fill(~state.active.unsqueeze(1), absent))

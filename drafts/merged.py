@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from redraft.drafts.base import Bounds, Candidates, Context, Drafter, DraftState
+from redraft.drafts.base import Bounds, Candidates, Context, Drafter, DraftState, Passed
 from redraft.kernels.merge_trees import merge_trees
 from redraft.kernels.pack_tree import MAX_NODES
 
@@ -25,9 +25,9 @@ class MergedDrafter:
     def context(self) -> Context:
         return self.first.context
 
-    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
+    def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Only the first has a context."""
-        self.first.absorb(taps, position, cell, kv)
+        self.first.absorb(passed, kv)
 
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """The union of both trees."""

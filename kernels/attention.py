@@ -27,9 +27,12 @@ def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim:
     return FusedAttention(library, rows, page_table, position_bound)
 
 
-def block_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
-    """For rows that may see rows behind them, as a draft's block does: the twin where nothing is compiled."""
+def block_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int, first: int = 0) -> Attention:
+    """For rows that may see rows behind them, as a draft's block does: the twin where nothing is compiled.
+
+    Positions before ``first`` are seen by none but their own rows; what lies in their cells has to be finite.
+    """
     library = load_fused() if rows.token.device.type == "cpu" else None
     if library is None or head_dim % LANES:
-        return TwinAttention(rows, page_table, position_bound)
-    return FusedAttention(library, rows, page_table, position_bound)
+        return TwinAttention(rows, page_table, position_bound, first)
+    return FusedAttention(library, rows, page_table, position_bound, first)

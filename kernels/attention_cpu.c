@@ -21,7 +21,7 @@ typedef struct {
     const int64_t *page_table;              /* [slots + 1, pages] */
     int64_t *tile;                          /* [rows, 4] first row, end, positions in order for all, work */
     float *scratch;                         /* [threads, floats] */
-    int64_t rows, width, slots, pages, lanes, kv_heads, group, dim, threads, floats, dtype;
+    int64_t rows, width, slots, pages, lanes, kv_heads, group, dim, threads, floats, dtype, first;
     int64_t tiles, split; /* set by attention_plan */
 } Pass;
 
@@ -144,10 +144,14 @@ static void score(const Work *w, int64_t from, int64_t to) {
     }
 }
 
-/* scores of queries from .. to become weights */
+/* scores of queries from .. to become weights; positions before the pass's first count for none but their own rows */
 static void weigh(const Work *w, int64_t from, int64_t to) {
-    for (int64_t m = from; m < to; m++)
-        softmax(w->scores + m * w->lanes, w->pass->position[w->first + m / w->pass->group] + 1);
+    for (int64_t m = from; m < to; m++) {
+        float *scores = w->scores + m * w->lanes;
+        int64_t position = w->pass->position[w->first + m / w->pass->group];
+        for (int64_t i = 0; i < w->pass->first && i < position; i++) scores[i] = -INFINITY;
+        softmax(scores, position + 1);
+    }
 }
 
 /* values times weights, dimensions from .. to (multiples of BLOCK, or the end): first the positions that all rows have

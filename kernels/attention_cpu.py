@@ -22,7 +22,7 @@ ALONE = 100_000
 """Multiply-adds below which a second thread does not pay."""
 
 _TABLES = ("slot", "position", "depth", "path", "page_table", "tile", "scratch")
-_SIZES = ("rows", "width", "slots", "pages", "lanes", "kv_heads", "group", "dim", "threads", "floats", "dtype")
+_SIZES = ("rows", "width", "slots", "pages", "lanes", "kv_heads", "group", "dim", "threads", "floats", "dtype", "first")
 
 
 class _Pass(ctypes.Structure):
@@ -36,9 +36,11 @@ class _Pass(ctypes.Structure):
 class FusedAttention:
     """``Attention`` over fp32 KV on a CPU; HD a multiple of ``LANES``."""
 
-    def __init__(self, library: ctypes.CDLL, rows: Rows, page_table: Tensor, position_bound: int) -> None:
-        """``position_bound``: host-known bound of any row's position + 1."""
-        self.library = library
+    def __init__(
+        self, library: ctypes.CDLL, rows: Rows, page_table: Tensor, position_bound: int, first: int = 0
+    ) -> None:
+        """``position_bound``: host-known bound of any row's position + 1.  ``first``: as ``TwinAttention`` has it."""
+        self.library, self.first = library, first
         self.lanes = -(-position_bound // BLOCK) * BLOCK
         tables = (rows.slot, rows.position, rows.depth, rows.path, page_table)
         # kept, so that the memory behind the addresses lives as long as they are used
@@ -65,7 +67,21 @@ class FusedAttention:
         self.room = torch.empty(rows, 4, dtype=torch.int64), torch.empty(threads, floats)
         tables = [table.data_ptr() for table in (*self.tables, *self.room)]
         self.plan = _Pass(
-            *tables, rows, width, slots - 1, pages, self.lanes, kv_heads, group, dim, threads, floats, 0, 0, 0
+            *tables,
+            rows,
+            width,
+            slots - 1,
+            pages,
+            self.lanes,
+            kv_heads,
+            group,
+            dim,
+            threads,
+            floats,
+            0,
+            self.first,
+            0,
+            0,
         )
         self.address = ctypes.addressof(self.plan)
         self.library.attention_plan(self.address, ALONE)

@@ -58,10 +58,16 @@ def lane_cells(rows: Rows, page_table: Tensor, lanes: int) -> tuple[Tensor, Tens
 class TwinAttention:
     """Plain-torch reference: gathers every row's whole context."""
 
-    def __init__(self, rows: Rows, page_table: Tensor, context_bound: int) -> None:
-        """``context_bound``: host-known bound of any row's position + 1."""
+    def __init__(self, rows: Rows, page_table: Tensor, context_bound: int, first: int = 0) -> None:
+        """``context_bound``: host-known bound of any row's position + 1.
+
+        Positions before ``first`` are seen by none but their own rows; what lies in their cells has to be finite.
+        """
         self.chunks = -(-context_bound // CHUNK)
         self.cells, self.visible = lane_cells(rows, page_table, self.chunks * CHUNK)
+        if first:
+            lane = torch.arange(self.chunks * CHUNK, device=rows.position.device)
+            self.visible &= lane >= rows.position.clamp_max(first).unsqueeze(1)
 
     def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
         heads, kv_heads, dim = q.shape[1], key.shape[1], q.shape[2]

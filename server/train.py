@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,14 @@ import torch
 from safetensors import SafetensorError
 
 from redraft.drafts.checkpoint import Checkpoint, read_draft, write_draft
-from redraft.drafts.dflash_config import DFlashConfig, DraftError, default_taps
+from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.blocks import Vocabulary
-from redraft.drafts.training.calibrate import fit_temperatures
-from redraft.drafts.training.data import Text, common_tokens, read_texts
-from redraft.drafts.training.initial import initial_module
-from redraft.drafts.training.module import DFlashModule
+from redraft.drafts.training.data import Text, read_texts
+from redraft.drafts.training.eagle3 import Eagle3
+from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd import Opd
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.run import Run
-from redraft.drafts.training.settings import SftSettings
 from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.server.engine.draft_errors import as_redraft_error
@@ -32,7 +28,9 @@ from redraft.server.engine.target.resolve import ResolvedTarget
 from redraft.server.engine.target.spec import TargetSpec, read_spec
 from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.text import TextTokenizer
+from redraft.server.train_card import card
 from redraft.server.train_display import display, interruptible
+from redraft.server.train_start import Settings, first_draft, kept_tokens
 
 DRAFT, STATE, STATES = "draft", "state", "target-states"
 """Folders of a run: the finished draft, what a run goes on from, and the target's states."""
@@ -76,7 +74,7 @@ def train_draft(
     target: ResolvedTarget,
     data: Sequence[Path],
     dev: Sequence[Path],
-    settings: SftSettings | OpdSettings,
+    settings: Settings,
     options: RunOptions,
     device: str,
     dtype: str,
@@ -105,7 +103,7 @@ def train_draft(
             config = run.config
             if held_out:
                 with run.mixed():
-                    fitted = fit_temperatures(run.module, teacher, run.vocabulary, run.rope, held_out, run.cache.states)
+                    fitted = run.temperatures()
                 config = replace(config, tree_temperatures=fitted)
                 say(f"temperatures of the tree's scores: {', '.join(map(str, fitted))}")
             try:
@@ -135,23 +133,12 @@ def development(texts: Sequence[Text], options: RunOptions) -> list[Text]:
     return [Text(t.tokens[: t.prompt + options.dev_tokens], t.prompt, t.source) for t in chosen]
 
 
-def kept_tokens(
-    settings: SftSettings | OpdSettings, spec: TargetSpec, texts: Sequence[Text], start: Checkpoint | None = None
-) -> tuple[int, ...] | None:
-    """The draft's vocabulary, None for all of the target's; that of ``start`` stays what it is."""
-    if start is not None:
-        return None if start.vocabulary is None else tuple(start.vocabulary.tolist())
-    if not isinstance(settings, SftSettings) or not 0 < settings.vocab < spec.vocab:
-        return None
-    return common_tokens(texts, settings.vocab, spec.vocab, always=spec.eos_token_ids)
-
-
 def make_run(
     spec: TargetSpec,
     teacher: TargetTeacher,
     texts: Sequence[Text],
     dev: Sequence[Text],
-    settings: SftSettings | OpdSettings,
+    settings: Settings,
     options: RunOptions,
     kept: tuple[int, ...] | None,
     start: Checkpoint | None = None,
@@ -167,20 +154,12 @@ def make_run(
     keep = options.keep_states
     if keep is None:
         keep = options.states is not None or (again and not room)
-    if start is None:
-        if not isinstance(settings, SftSettings):
-            raise DraftError("there is nothing to train on-policy without a draft to start from")
-        config = new_config(spec, settings, kept)
-        copied = settings.copied or tuple(range(spec.layers - settings.layers, spec.layers))
-        module = initial_module(config, teacher, copied, texts[0], settings.seed, settings.output_scale)
-    else:
-        config = _same_target(start.config, spec)
-        module = DFlashModule(config)
-        module.load_state_dict({name: tensor.float() for name, tensor in start.tensors.items() if name != "d2t"})
+    vocabulary = Vocabulary(teacher, kept)
+    config, module = first_draft(spec, teacher, vocabulary, settings, texts[0], start)
     parts: dict[str, Any] = {
         "config": config,
         "teacher": teacher,
-        "vocabulary": Vocabulary(teacher, kept),
+        "vocabulary": vocabulary,
         "module": module.to(device),
         "texts": texts,
         "dev": dev,
@@ -189,71 +168,12 @@ def make_run(
     }
     if isinstance(settings, OpdSettings):
         return Opd(settings, ends=spec.eos_token_ids, **parts)
-    return Sft(settings, **parts)
+    return Eagle3(settings, **parts) if isinstance(settings, Eagle3Settings) else Sft(settings, **parts)
 
 
 def device_room(device: torch.device) -> int:
     """Bytes of a GPU that kept states may fill; none of a CPU's memory, which is not set apart for training."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
-
-
-def new_config(spec: TargetSpec, settings: SftSettings, kept: tuple[int, ...] | None) -> DFlashConfig:
-    """The architecture that ``settings`` ask for."""
-    if not 0 <= settings.mask_token_id < spec.vocab:
-        raise DraftError(f"mask token {settings.mask_token_id} is not in the target's vocabulary of {spec.vocab}")
-    config = DFlashConfig(
-        layers=settings.layers,
-        hidden=spec.hidden,
-        intermediate=spec.intermediate,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        vocab=spec.vocab,
-        norm_eps=spec.norm_eps,
-        rope_theta=spec.rope_theta,
-        block_size=settings.block_size,
-        mask_token_id=settings.mask_token_id,
-        taps=settings.taps or default_taps(settings.tap_count, spec.layers),
-        target_layers=spec.layers,
-        causal=settings.causal,
-        draft_vocab=0 if kept is None else len(kept),
-        max_positions=spec.context,
-    )
-    if not all(0 <= tap < spec.layers for tap in config.taps) or len(set(config.taps)) != len(config.taps):
-        raise DraftError(f"taps {config.taps} are not different layers of a target of {spec.layers}")
-    return config
-
-
-def _same_target(config: DFlashConfig, spec: TargetSpec) -> DFlashConfig:
-    """The config of a draft to go on from; refused if its sizes are another target's."""
-    ours, theirs = (spec.hidden, spec.vocab, spec.layers), (config.hidden, config.vocab, config.target_layers)
-    if ours != theirs:
-        raise DraftError(
-            f"--start is a draft for a target with hidden size, vocabulary and layers {theirs}; this one has {ours}"
-        )
-    return config
-
-
-def card(target: ResolvedTarget, run: Run, data: Sequence[Path], start: Checkpoint | None = None) -> dict[str, Any]:
-    """What a draft says of itself; what it was before this run is told in ``before``."""
-    progress = run.progress
-    before = {} if start is None else {"before": {"version": start.version, **start.card}}
-    return {
-        "target": target.name,
-        "target_sha": target.sha,
-        "method": run.method,
-        "data": [path.name for path in data],
-        "texts": len(run.texts),
-        "steps": progress.step,
-        "labels": progress.labels,
-        "training_seconds": round(progress.seconds),
-        "training_flops": asdict(progress.flops),
-        "development_tau": progress.tau,
-        "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
-        "settings": run.settings.asked,
-        "torch": torch.__version__,
-        **before,
-    }
 
 
 def _keep_apart(texts: Sequence[Text], held_out: Sequence[Text]) -> None:

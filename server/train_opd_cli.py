@@ -9,29 +9,38 @@ import typer
 
 from redraft.server.engine.types import RedraftError
 from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, finite, mendable_errors
+from redraft.server.train_options import (
+    Batch,
+    Clip,
+    Data,
+    DecayShare,
+    Dev,
+    DevLimit,
+    Dtype,
+    MaxLength,
+    MeasureEvery,
+    MicroBatch,
+    Optimiser,
+    Out,
+    Rate,
+    SaveEvery,
+    States,
+    Steps,
+    Warmup,
+    WeightDecay,
+)
 
 
 def opd(
     start: Annotated[Path, typer.Option(help="Folder of the draft to train on its own rounds.")],
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="Texts of the target, as 'redraft data respond' writes them (.jsonl or .jsonl.gz); repeat for several."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the run: log.jsonl, saves, and at the end the draft.")],
-    dev: Annotated[
-        list[Path] | None,
-        typer.Option(help="Texts set aside, on which the acceptance length is shown; none are trained on."),
-    ] = None,
+    data: Data,
+    out: Out,
+    dev: Dev = None,
     target: Target = DEFAULT_TARGET,
     revision: Revision = None,
     offline: Offline = False,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["auto", "bf16", "fp32"],
-        typer.Option(help="Of the target's passes; auto: bf16 on a GPU, fp32 on a CPU, where it is faster."),
-    ] = "auto",
+    dtype: Dtype = "auto",
     ablate: Annotated[
         Literal["no-decay", "all-forward", "all-reverse", "random-anchors", "naive"] | None,
         typer.Option(help="Change one thing, as the paper's ablations do; naive learns from the verified text alone."),
@@ -72,30 +81,25 @@ def opd(
     tree_nodes: Annotated[
         int, typer.Option(min=0, max=63, help="Drafted nodes of the tree that decides the rounds; 0: chains.")
     ] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the weights; may be changed when a run goes on.")] = 400,
-    batch: Annotated[int, typer.Option(min=1, help="Texts an update.")] = 8,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Texts a pass; more on a GPU.")] = 1,
-    max_length: Annotated[int, typer.Option(min=8, help="Texts are cut to so many tokens.")] = 1024,
-    optimiser: Annotated[Literal["muon", "adamw"], typer.Option(help="Muon steps matrices, AdamW norms.")] = "muon",
-    rate: Annotated[float, typer.Option(callback=finite, help="Peak learning rate, on AdamW's scale for both.")] = 3e-3,
-    weight_decay: Annotated[float, typer.Option(min=0, callback=finite, help="Of the matrices.")] = 0.01,
-    clip: Annotated[float, typer.Option(callback=finite, help="Largest norm of a gradient.")] = 1.0,
-    warmup: Annotated[int, typer.Option(min=0, help="Updates in which the rate rises.")] = 20,
-    decay_share: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Share of the updates, at the end, in which it falls.")
-    ] = 0.5,
+    steps: Steps = 400,
+    batch: Batch = 8,
+    micro_batch: MicroBatch = 1,
+    max_length: MaxLength = 1024,
+    optimiser: Optimiser = "muon",
+    rate: Rate = 3e-3,
+    weight_decay: WeightDecay = 0.01,
+    clip: Clip = 1.0,
+    warmup: Warmup = 20,
+    decay_share: DecayShare = 0.5,
     seed: Annotated[int, typer.Option(help="Of order and random anchors.")] = 0,
-    measure_every: Annotated[int, typer.Option(min=1, help="Updates between two measurements of acceptance.")] = 50,
-    save_every: Annotated[int, typer.Option(min=1, help="Updates between two saves.")] = 50,
-    dev_limit: Annotated[int, typer.Option(min=1, help="Held-out answers measured.")] = 40,
+    measure_every: MeasureEvery = 50,
+    save_every: SaveEvery = 50,
+    dev_limit: DevLimit = 40,
     keep_states: Annotated[
         bool | None,
         typer.Option(help="Keep the target's states on disk. By default if the run passes over the texts repeatedly."),
     ] = None,
-    states: Annotated[
-        Path | None,
-        typer.Option(help="Folder of kept states that runs over the same texts share, like run/target-states."),
-    ] = None,
+    states: States = None,
 ) -> None:
     """Train a DFlash draft on its own rejected tokens (Draft-OPD; arXiv 2605.29343)."""
     with mendable_errors():

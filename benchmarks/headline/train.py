@@ -20,7 +20,9 @@ from redraft.server.engine.progress import say
 from redraft.server.engine.target.resolve import ResolvedTarget
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.target.teacher import TargetTeacher
-from redraft.server.train import DRAFT, RunOptions, card, device_room, kept_tokens, make_run
+from redraft.server.train import DRAFT, RunOptions, device_room, make_run
+from redraft.server.train_card import card
+from redraft.server.train_start import kept_tokens
 
 PROBE = 4
 """Steps after which it is known what a step costs, and so how many the budget buys."""

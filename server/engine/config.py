@@ -23,8 +23,8 @@ class EngineConfig:
     """How ``draft`` came to be chosen, for the operator."""
     draft_ngram: bool = True
     """Whether n-gram lookup adds to a trained draft's tree."""
-    draft_branch: int = 8
-    """Tokens considered at each place of a trained draft's block; 1 drafts chains."""
+    draft_branch: int | None = None
+    """Tokens considered at each place of a trained draft's tree; 1 drafts chains, None takes what suits the draft."""
     dtype: str = "auto"
     """``auto``, ``bf16``, ``fp16`` or ``fp32``."""
     device: str = "auto"

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from redraft.drafts.base import NO_CONTEXT, Context, Drafter
 from redraft.drafts.checkpoint import Checkpoint, read_draft
-from redraft.drafts.dflash import DFlashDrafter, context_of
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.drafts.trained import context_of, make_drafter
 from redraft.kernels.ngram import MAX_NODES as MAX_DRAFTED
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.draft_errors import as_redraft_error
@@ -64,7 +64,7 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         if found.draft == "ngram":
             return DraftChoice(f"draft: ngram, {found.why}", nodes, nodes, lambda *_: ngram())
         folder = Path(found.draft)
-        checkpoint = read_draft(folder)
+        checkpoint = read_draft(folder).for_target(spec.layers)
         _fits(checkpoint, spec, folder)
     name = str(checkpoint.card.get("name") or _folder_name(folder))
     if config.draft_ngram and nodes > MAX_DRAFTED // 2:
@@ -74,8 +74,8 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         )
 
     def trained(embedding: Tensor, head: Callable[[], Tensor], positions: int) -> Drafter:
-        block = DFlashDrafter(checkpoint, embedding, head(), positions, nodes, name, config.draft_branch)
-        return MergedDrafter(block, ngram()) if config.draft_ngram else block
+        made = make_drafter(checkpoint, embedding, head, positions, nodes, name, config.draft_branch)
+        return MergedDrafter(made, ngram()) if config.draft_ngram else made
 
     also = ", with n-gram lookup in the same tree" if config.draft_ngram else ""
     return DraftChoice(
@@ -83,7 +83,7 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         nodes=nodes,
         candidates=2 * nodes if config.draft_ngram else nodes,
         make=trained,
-        context=context_of(checkpoint),
+        context=context_of(checkpoint, nodes, config.draft_branch),
     )
 
 

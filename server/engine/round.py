@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Bounds, Candidates, Drafter
+from redraft.drafts.base import Bounds, Candidates, Drafter, Passed
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.accept import Committed, accept
 from redraft.kernels.attention import MakeAttention
@@ -114,5 +114,11 @@ def forward_rows(
         return target.forward(rows.token, rows.position, cell, state.kv, attend)
     taps = torch.empty(cell.shape[0], len(layers), target.spec.hidden, dtype=target.dtype, device=target.device)
     hidden = target.forward(rows.token, rows.position, cell, state.kv, attend, taps, layers)
-    drafter.absorb(taps, rows.position, cell, state.draft_kv)
+    drafter.absorb(Passed(taps, rows.token, rows.position, cell, _before(state, rows, cell)), state.draft_kv)
     return hidden
+
+
+def _before(state: DeviceState, rows: Rows, cell: Tensor) -> Tensor:
+    """[R] the cell of the token before each row's: in a tree its parent's, else that of the position before."""
+    committed = cells(state.page_table, rows.slot, (rows.position - 1).clamp_min(0), PAGE)
+    return torch.where(rows.depth > 0, cell[rows.parent], committed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Bounds, DraftState
+from redraft.drafts.base import Bounds, DraftState, Passed
 from redraft.drafts.checkpoint import read_draft, write_draft
 from redraft.drafts.dflash import DFlashDrafter
 from redraft.drafts.dflash_config import DFlashConfig, DraftError
@@ -102,7 +102,8 @@ class Bench:
         position = torch.tensor(positions + [0] * padding)
         row_slot = torch.tensor([slot] * len(positions) + [len(PAGES) - 1] * padding)
         cell = cells(self.state.page_table, row_slot, position, PAGE)
-        self.drafter.absorb(self.taps[row_slot, position], position, cell, self.state.kv)
+        taps, token = self.taps[row_slot, position], self.state.tokens[row_slot, position]
+        self.drafter.absorb(Passed(taps, token, position, cell, before=cell), self.state.kv)  # before is not read
 
     def fill(self) -> None:
         """All context before the anchors, in one pass a slot."""

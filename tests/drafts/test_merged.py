@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redraft.drafts.adversarial import RandomTreeDrafter
-from redraft.drafts.base import NO_CONTEXT, Bounds, Candidates, Context, Drafter, DraftState, TokensOnly
+from redraft.drafts.base import NO_CONTEXT, Bounds, Candidates, Context, Drafter, DraftState, Passed, TokensOnly
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -41,8 +41,8 @@ class Fixed(TokensOnly):
         self.context = context
         self.absorbed = 0
 
-    def absorb(self, taps: Tensor, position: Tensor, cell: Tensor, kv: Tensor) -> None:
-        self.absorbed += len(position)
+    def absorb(self, passed: Passed, kv: Tensor) -> None:
+        self.absorbed += len(passed.position)
 
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         token = torch.tensor([0] + [node[0] for node in self.nodes]).repeat(SLOTS + 1, 1)
@@ -135,7 +135,7 @@ def test_only_the_first_has_a_context() -> None:
     first, second = Fixed("a", [(1, 0, 0.5)], context), Fixed("b", [(2, 0, 0.5)])
     merged = MergedDrafter(first, second)
     assert merged.context == context
-    merged.absorb(torch.zeros(3, 1, 8), torch.arange(3), torch.arange(3), torch.zeros(2, 2, 3, 3, 4))
+    merged.absorb(Passed(torch.zeros(3, 1, 8), *[torch.arange(3)] * 4), torch.zeros(2, 2, 3, 3, 4))
     assert (first.absorbed, second.absorbed) == (3, 0)
     assert (merged.name, merged.version) == ("a+b", "a1+b1")
     with pytest.raises(ValueError, match="b and a cannot be merged"):

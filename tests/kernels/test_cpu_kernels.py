@@ -109,6 +109,30 @@ def test_attention_along_tree_paths(library: ctypes.CDLL, heads: int, kv_heads: 
     assert torch.equal(FusedAttention(library, rows, pages, start + 100)(q, key, value, torch.float32), out)
 
 
+@pytest.mark.parametrize("first", [1, 3, 130])
+@pytest.mark.parametrize("start", [0, 126])
+def test_positions_before_the_first_are_seen_by_their_own_rows_alone(
+    library: ctypes.CDLL, start: int, first: int
+) -> None:
+    rows, pages = tree_rows(start), torch.tensor([[3, 1, 4], [2, 0, 0], [0, 0, 0]])
+    key, value = torch.randn(2, 5 * CHUNK, 3, 64)
+    q = torch.randn(10, 9, 64) / 8
+    outs = [
+        FusedAttention(library, rows, pages, start + 8, first)(q, key, value, torch.float32),
+        TwinAttention(rows, pages, start + 8, first)(q, key, value, torch.float32),
+    ]
+    torch.testing.assert_close(outs[0][:9], outs[1][:9], rtol=1e-4, atol=1e-5)
+    for row in range(9):
+        slot, position = int(rows.slot[row]), int(rows.position[row])
+        at = torch.arange(min(first, position), position + 1)
+        base = position - int(rows.depth[row])
+        logical = torch.tensor([base + int(rows.path[row, p - base]) if p >= base else p for p in at.tolist()])
+        cell = pages[slot, logical // CHUNK] * CHUNK + logical % CHUNK
+        score = torch.einsum("kgd,lkd->kgl", q[row].view(3, 3, 64), key[cell])
+        seen = torch.einsum("kgl,lkd->kgd", score.softmax(-1), value[cell]).reshape(9, 64)
+        torch.testing.assert_close(outs[0][row], seen, rtol=1e-4, atol=1e-5)
+
+
 def test_a_branch_has_the_bits_of_the_same_text_in_order(library: ctypes.CDLL) -> None:
     start, rows, pages = 126, tree_rows(126), torch.tensor([[3, 1, 4], [2, 0, 0], [0, 0, 0]])
     key, value = torch.randn(2, 5 * CHUNK, 3, 64)

@@ -1,0 +1,30 @@
+"""Between the engine's slots and a drafter's rows: only as many slots are drafted for as are active."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from redraft.drafts.base import Candidates, DraftState
+
+
+def active_slots(state: DraftState, requests: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``requests`` slots that hold all the active ones, their anchors and the anchors' positions, [N] int64 each.
+
+    Where fewer are active, the others are the trash slot, at position 0.
+    """
+    slot = (~state.active).to(torch.int8).argsort(stable=True)[:requests]
+    slot = torch.where(state.active[slot], slot, state.active.shape[0] - 1)
+    root = (state.length[slot] - 1).clamp_min(0) * state.active[slot]
+    return slot, state.anchor[slot].squeeze(1), root
+
+
+def spread(state: DraftState, slot: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Candidates:
+    """Trees [N, W] to their slots; the others have none."""
+    slots, width = state.active.shape[0], token.shape[1]
+    absent = float("-inf")
+    # the trash slot may be written by several and is cleared afterwards
+    tokens = state.anchor.expand(slots, width).index_copy(0, slot, token)
+    parents = parent.new_zeros(slots, width).index_copy(0, slot, parent)
+    scores = score.new_full((slots, width), absent).index_copy(0, slot, score)
+    return Candidates(tokens, parents, scores.masked_fill(~state.active.unsqueeze(1), absent))
