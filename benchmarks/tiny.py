@@ -37,15 +37,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_target(folder: Path, family: str = "llama", seed: int = 0, *, tokenizer: bool = False) -> Path:
-    """Write a random 2-layer target of ``family`` (``llama``, ``qwen2`` or ``qwen3``) into ``folder``; returns it.
+def make_tiny_target(
+    folder: Path, family: str = "llama", seed: int = 0, *, tokenizer: bool = False, layers: int = LAYERS
+) -> Path:
+    """Write a random target of ``family`` (``llama``, ``qwen2`` or ``qwen3``) into ``folder``; returns it.
 
     Same family and seed, same weights.  ``tokenizer`` adds a byte-level tokenizer and a ChatML template.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_config(family), indent=2))
+    (folder / "config.json").write_text(json.dumps(_config(family) | {"num_hidden_layers": layers}, indent=2))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": VOCAB - 1}))
-    save_file(_tensors(family, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_tensors(family, seed, layers), folder / "model.safetensors", metadata={"format": "pt"})
     if tokenizer:
         _write_tokenizer(folder)
     return folder
@@ -75,7 +77,7 @@ def _config(family: str) -> dict[str, Any]:
     return config
 
 
-def _tensors(family: str, seed: int) -> dict[str, Tensor]:
+def _tensors(family: str, seed: int, layers: int) -> dict[str, Tensor]:
     """All weights, fp32; scaled so that the layers, not the embedding, decide the next token."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -92,7 +94,7 @@ def _tensors(family: str, seed: int) -> dict[str, Tensor]:
     tensors = {"model.embed_tokens.weight": normal(VOCAB, HIDDEN, scale=0.1), "model.norm.weight": norm(HIDDEN, 3.0)}
     if not TIED[family]:
         tensors["lm_head.weight"] = normal(VOCAB, HIDDEN, scale=0.1)
-    for number in range(LAYERS):
+    for number in range(layers):
         prefix = f"model.layers.{number}."
         tensors[f"{prefix}input_layernorm.weight"] = norm(HIDDEN)
         tensors[f"{prefix}post_attention_layernorm.weight"] = norm(HIDDEN)

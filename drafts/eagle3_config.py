@@ -50,6 +50,11 @@ class Eagle3Config:
     """Per depth, what the logits are divided by before trees are scored; empty: 1 everywhere."""
 
     @property
+    def drafted(self) -> int:
+        """Tokens of a chain."""
+        return self.steps
+
+    @property
     def query_width(self) -> int:
         return self.heads * self.head_dim
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.eagle3_batch import answers, make_batch
@@ -19,11 +20,10 @@ from redraft.drafts.training.eagle3_calibrate import fit_chain_temperatures
 from redraft.drafts.training.eagle3_flops import chains_head, chains_training
 from redraft.drafts.training.eagle3_loss import by_position, chain_loss
 from redraft.drafts.training.eagle3_module import Eagle3Module
-from redraft.drafts.training.eagle3_rounds import chain_acceptance
+from redraft.drafts.training.eagle3_rounds import accepted_chains
 from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.flops import Flops
 from redraft.drafts.training.loss import IGNORE
-from redraft.drafts.training.measure import Acceptance
 from redraft.drafts.training.run import Made, Run
 from redraft.drafts.training.teacher import States
 
@@ -91,9 +91,12 @@ class Eagle3(Run):
             head=chains_head(self.config, len(texts) * width),
         )
 
-    def acceptance(self) -> Acceptance:
-        """Of greedy chains on the development texts."""
-        return chain_acceptance(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
+    def accepted(self, texts: Sequence[Text], nodes: int = 0) -> list[list[int]]:
+        """Of greedy chains; trees are not packed."""
+        if nodes:
+            raise DraftError("the trees of an EAGLE-3 draft are measured by decoding: redraft bench acceptance")
+        states = [self.cache.states(text) for text in texts]
+        return accepted_chains(self.module, self.teacher, self.vocabulary, self.rope, texts, states)
 
     def temperatures(self) -> tuple[float, ...]:
         """One for every pass."""

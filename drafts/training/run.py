@@ -19,7 +19,7 @@ from redraft.drafts.draft_config import DraftConfig
 from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.flops import Flops
-from redraft.drafts.training.measure import Acceptance
+from redraft.drafts.training.measure import Acceptance, pooled
 from redraft.drafts.training.module import rope_for
 from redraft.drafts.training.optimise import Optimiser
 from redraft.drafts.training.run_state import facts_of, load_state, newest, save_state
@@ -130,7 +130,8 @@ class Run(ABC):
         """One update of the weights."""
         begun, number, settings, progress = time.perf_counter(), self.progress.step, self.settings, self.progress
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        texts = [self.texts[i] for i in self._drawn(number)]
+        # neighbours in length share a pass, so that little of it is padding
+        texts = sorted((self.texts[i] for i in self._drawn(number)), key=lambda text: len(text.tokens))
         self.cache.fill(texts)
         made = self.teach(texts, generator)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
@@ -171,13 +172,20 @@ class Run(ABC):
 
     def measure(self) -> Acceptance:
         """Greedy chain acceptance on the development texts."""
-        self.cache.fill(self.dev)
+        return pooled(self.counts(self.dev), self.config.drafted)
+
+    def counts(self, texts: Sequence[Text], nodes: int = 0) -> list[list[int]]:
+        """``accepted``, in the precision of training."""
+        self.cache.fill(texts)
         with self.mixed():
-            return self.acceptance()
+            return self.accepted(texts, nodes)
 
     @abstractmethod
-    def acceptance(self) -> Acceptance:
-        """Of what the draft proposes greedily on the development texts."""
+    def accepted(self, texts: Sequence[Text], nodes: int = 0) -> list[list[int]]:
+        """Of every anchor of every text, how many tokens verification would accept of what the draft proposes there.
+
+        ``nodes``: size of the tree that is proposed, 0 for the greedy chain.
+        """
 
     @abstractmethod
     def temperatures(self) -> tuple[float, ...]:
