@@ -14,8 +14,8 @@ VOCAB, KEPT = 4, (0, 2, 3)
 
 
 @pytest.fixture
-def setting(toy, make_eagle3, random_eagle3, make_texts):
-    teacher, config = toy(vocab=VOCAB), make_eagle3(vocab=VOCAB, draft_vocab=len(KEPT))
+def setting(toy, eagle3_config, random_eagle3, make_texts):
+    teacher, config = toy(vocab=VOCAB), eagle3_config(vocab=VOCAB, draft_vocab=len(KEPT))
     module = random_eagle3(config, seed=1)
     texts = make_texts((3, 30), (1, 4), (9, 11), vocab=VOCAB)
     rope = rope_for(config, 99, torch.device("cpu"))
