@@ -47,7 +47,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="of the target's passes")
     parser.add_argument("--dev-limit", type=int, default=216, help="held-out answers measured while training")
     parser.add_argument("--measure-every", type=int, default=50, help="steps between two measurements")
-    for name in ("batch", "micro_batch", "layers", "block_size", "vocab", "max_length", "anchors", "warmup", "seed"):
+    for name in (
+        "batch",
+        "micro_batch",
+        "chain_batch",
+        "layers",
+        "block_size",
+        "vocab",
+        "max_length",
+        "anchors",
+        "warmup",
+        "seed",
+    ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(plain, name))
     for name in ("rate", "arm_rate", "eagle3_rate"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(plain, name))

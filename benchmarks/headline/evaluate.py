@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from redraft.benchmarks.headline.plan import Arm
-from redraft.benchmarks.headline.train import Bench, kept_by, new_run
+from redraft.benchmarks.headline.train import Bench, new_run
 from redraft.drafts.checkpoint import read_draft
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.rounds import walk
 from redraft.server.train import DRAFT, RunOptions
+from redraft.server.train_start import kept_tokens
 
 TREE = 31
 """Drafted nodes: with the root, 32 rows."""
@@ -37,7 +38,7 @@ def by_set(texts: Sequence[Text], name: str) -> list[Answers]:
 def evaluate(bench: Bench, arm: Arm, answers: Sequence[Answers]) -> list[dict[str, Any]]:
     """One entry a set, temperature and shape of the proposal, with tokens, rounds and counts of every prompt."""
     start = read_draft(bench.out / arm.name / DRAFT)
-    kept = kept_by(arm.settings, bench, start)
+    kept = kept_tokens(arm.settings, bench.spec, bench.texts, start)
     settings = replace(arm.settings, start=start.version)
     scratch = RunOptions(bench.out / arm.name / "evaluation")
     every = [text for some in answers for text in some.texts]

@@ -13,7 +13,8 @@ from typing import Any
 
 from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd_settings import ABLATIONS, OpdSettings, ablated
-from redraft.drafts.training.settings import RunSettings, SftSettings
+from redraft.drafts.training.settings import SftSettings
+from redraft.server.train_start import Settings
 
 TRUNK = "trunk"
 DECAY = 0.4
@@ -25,7 +26,7 @@ class Arm:
     """One draft to train."""
 
     name: str
-    settings: RunSettings
+    settings: Settings
     start: str = ""
     """The arm whose draft it goes on from."""
     trunk: float = 0.0
@@ -44,6 +45,9 @@ class Choices:
 
     batch: int = 64
     micro_batch: int = 64
+    """Of SFT; the others' passes hold more of a text: they take ..."""
+    chain_batch: int = 16
+    """... so many texts."""
     rate: float = 5e-3
     arm_rate: float = 4e-3
     eagle3_rate: float = 5e-3
@@ -60,8 +64,12 @@ class Choices:
 
 def arms(choices: Choices) -> list[Arm]:
     """All of them, the ones that others start from first."""
-    common: dict[str, Any] = {name: getattr(choices, name) for name in ("batch", "micro_batch", "max_length", "seed")}
-    branch = common | {"rate": choices.arm_rate, "warmup": choices.warmup, "decay_share": DECAY}
+    common: dict[str, Any] = {name: getattr(choices, name) for name in ("batch", "max_length", "seed")}
+    branch = (
+        common
+        | {"micro_batch": choices.chain_batch}
+        | {"rate": choices.arm_rate, "warmup": choices.warmup, "decay_share": DECAY}
+    )
     sft = SftSettings(
         layers=choices.layers,
         block_size=choices.block_size,
@@ -70,12 +78,18 @@ def arms(choices: Choices) -> list[Arm]:
         rate=choices.rate,
         warmup=choices.warmup,
         decay_share=0.0,
+        micro_batch=choices.micro_batch,
         **common,
         **choices.more,
     )
     paper = OpdSettings(suffix_teacher="draft", **branch)
     eagle3 = Eagle3Settings(
-        draft_vocab=choices.vocab, rate=choices.eagle3_rate, warmup=choices.warmup, decay_share=DECAY / 2, **common
+        draft_vocab=choices.vocab,
+        rate=choices.eagle3_rate,
+        warmup=choices.warmup,
+        decay_share=DECAY / 2,
+        micro_batch=choices.chain_batch,
+        **common,
     )
 
     def opd(name: str, settings: OpdSettings, share: float = 1.0) -> Arm:

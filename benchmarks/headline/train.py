@@ -11,10 +11,8 @@ import torch
 
 from redraft.benchmarks.headline.plan import Arm
 from redraft.drafts.checkpoint import Checkpoint, read_draft, write_draft
-from redraft.drafts.training.data import Text, common_tokens
-from redraft.drafts.training.eagle3_settings import Eagle3Settings
+from redraft.drafts.training.data import Text
 from redraft.drafts.training.run import Progress, Run
-from redraft.drafts.training.settings import RunSettings
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.resolve import ResolvedTarget
@@ -22,7 +20,7 @@ from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.train import DRAFT, RunOptions, device_room, make_run
 from redraft.server.train_card import card
-from redraft.server.train_start import kept_tokens
+from redraft.server.train_start import Settings, kept_tokens
 
 PROBE = 4
 """Steps after which it is known what a step costs, and so how many the budget buys."""
@@ -61,7 +59,7 @@ def train_arm(bench: Bench, arm: Arm, budget: float) -> bool:
         return True
     start = read_draft(bench.out / arm.start / DRAFT) if arm.start else None
     settings = arm.settings if start is None else replace(arm.settings, start=start.version)
-    kept = kept_by(settings, bench, start)
+    kept = kept_tokens(settings, bench.spec, bench.texts, start)
     # the longest run there could be, until the first steps tell
     settings = replace(settings, steps=10**9)
     run = new_run(bench, settings, RunOptions(folder), kept, start)
@@ -94,69 +92,13 @@ def train_arm(bench: Bench, arm: Arm, budget: float) -> bool:
     return True
 
 
-def kept_by(settings: RunSettings, bench: Bench, start: Checkpoint | None) -> tuple[int, ...] | None:
-    """The vocabulary of a draft with ``settings``, or of the one it goes on from."""
-    if isinstance(settings, Eagle3Settings) and start is None:
-        return common_tokens(bench.texts, settings.draft_vocab, bench.spec.vocab, always=bench.spec.eos_token_ids)
-    return kept_tokens(settings, bench.spec, bench.texts, start)
-
-
 def new_run(
-    bench: Bench, settings: RunSettings, options: RunOptions, kept: tuple[int, ...] | None, start: Checkpoint | None
+    bench: Bench, settings: Settings, options: RunOptions, kept: tuple[int, ...] | None, start: Checkpoint | None
 ) -> Run:
     """A run over the texts of ``bench``, with its states."""
-    if isinstance(settings, Eagle3Settings):
-        run = _eagle3(bench, settings, options, kept, start)
-    else:
-        run = make_run(bench.spec, bench.teacher, bench.texts, bench.dev, settings, options, kept, start)
+    run = make_run(bench.spec, bench.teacher, bench.texts, bench.dev, settings, options, kept, start)
     run.cache = bench.cache(run.config.taps)
     return run
-
-
-def _eagle3(bench, settings, options, kept, start):
-    from redraft.drafts.eagle3_config import Eagle3Config, default_taps
-    from redraft.drafts.training.blocks import Vocabulary
-    from redraft.drafts.training.eagle3 import Eagle3
-    from redraft.drafts.training.eagle3_initial import initial_eagle3
-    from redraft.drafts.training.eagle3_module import Eagle3Module
-
-    spec, teacher = bench.spec, bench.teacher
-    vocabulary = Vocabulary(teacher, kept)
-    if start is None:
-        config = Eagle3Config(
-            hidden=spec.hidden,
-            intermediate=spec.intermediate,
-            heads=spec.heads,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            vocab=spec.vocab,
-            norm_eps=spec.norm_eps,
-            rope_theta=spec.rope_theta,
-            taps=settings.taps or default_taps(spec.layers),
-            target_layers=spec.layers,
-            draft_vocab=len(kept) if kept else spec.vocab,
-            steps=settings.depth,
-            max_positions=spec.context,
-        )
-        copied = settings.copied if settings.copied >= 0 else spec.layers - 1
-        module = initial_eagle3(
-            config, teacher, vocabulary, copied, bench.texts[0], settings.seed, settings.output_scale
-        )
-    else:
-        config = start.config
-        module = Eagle3Module(config)
-        module.load_state_dict({k: v.float() for k, v in start.tensors.items() if k not in ("d2t", "t2d")})
-    return Eagle3(
-        settings=settings,
-        config=config,
-        teacher=teacher,
-        vocabulary=vocabulary,
-        module=module.to(teacher.embedding.device),
-        texts=bench.texts,
-        dev=bench.dev,
-        cache=bench.cache(config.taps),
-        out=options.out / "state",
-    )
 
 
 def _set_steps(run: Run, budget: float) -> None:
