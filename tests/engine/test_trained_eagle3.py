@@ -14,7 +14,7 @@ from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.eagle3 import Eagle3
 from redraft.drafts.training.eagle3_module import Eagle3Module
-from redraft.drafts.training.eagle3_rounds import accepted_chains
+from redraft.drafts.training.eagle3_rounds import drafted_rounds
 from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.module import rope_for
 from redraft.drafts.training.rounds import walk
@@ -74,7 +74,8 @@ def test_a_trained_draft_is_accepted_as_often_as_training_measures(
         served = read_draft(folder)
         module.load_state_dict({name: tensor.float() for name, tensor in served.tensors.items() if name not in MAPS})
         states = [teacher.states(text.tokens, config.taps) for text in texts]
-        packed = accepted_chains(module, teacher, vocabulary, rope_for(config, 300, CPU), texts, states)
+        made = drafted_rounds(module, teacher, vocabulary, rope_for(config, 300, CPU), texts, states)
+        packed = [rounds.accepted.tolist() for rounds in made]
     rounds = [counts[place] for counts in packed for place in walk(counts)]
     assert sum(map(len, packed)) / len(rounds) > 2.5
     chains, accepted = decode(target, str(folder), draft_branch=1, max_nodes=DEPTH, draft_ngram=False)
