@@ -64,8 +64,7 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         if found.draft == "ngram":
             return DraftChoice(f"draft: ngram, {found.why}", nodes, nodes, lambda *_: ngram())
         folder = Path(found.draft)
-        checkpoint = read_draft(folder).for_target(spec.layers)
-        _fits(checkpoint, spec, folder)
+        checkpoint = _fitting(folder, spec)
     name = str(checkpoint.card.get("name") or _folder_name(folder))
     if config.draft_ngram and nodes > MAX_DRAFTED // 2:
         raise RedraftError(
@@ -94,8 +93,13 @@ def _folder_name(folder: Path) -> str:
     return folder.name
 
 
-def _fits(checkpoint: Checkpoint, spec: TargetSpec, folder: Path) -> None:
-    """Refuse a draft of another target by its sizes."""
+def _fitting(folder: Path, spec: TargetSpec) -> Checkpoint:
+    """The draft in ``folder``; refused by its sizes if it is another target's."""
+    checkpoint = read_draft(folder)
+    try:
+        checkpoint = checkpoint.for_target(spec.layers)
+    except DraftError as error:
+        raise DraftError(f"{folder}: {error}") from None
     draft = checkpoint.config
     pairs = [
         ("hidden size", draft.hidden, spec.hidden),
@@ -105,6 +109,7 @@ def _fits(checkpoint: Checkpoint, spec: TargetSpec, folder: Path) -> None:
     wrong = [f"{what} {ours} (this target: {theirs})" for what, ours, theirs in pairs if ours != theirs]
     if wrong:
         raise DraftError(f"{folder} is a draft for another target: {', '.join(wrong)}")
+    return checkpoint
 
 
 def _mismatch(checkpoint: Checkpoint, config: EngineConfig) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 from redraft.benchmarks.tiny import make_tiny_target
 from redraft.drafts.checkpoint import write_draft
 from redraft.drafts.dflash_config import DFlashConfig
+from redraft.drafts.draft_config import DraftConfig
+from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.kernels.attention_cpu import FusedAttention
 from redraft.kernels.fused_cpu import load_fused
 from redraft.kernels.layer_ops import TorchOps
@@ -92,7 +94,7 @@ def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of a random DFlash draft for the target in a folder.
+    """Folder of a random draft of ``kind``, "dflash" or "eagle3", for the target in a folder.
 
     Keywords change its config; ``kept`` are the token ids of a pruned vocabulary, ``card`` is its card, ``into`` names
     the folder.
@@ -101,6 +103,7 @@ def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     def make(
         target: Path,
         *,
+        kind: str = "dflash",
         kept: Sequence[int] | None = None,
         card: dict[str, Any] | None = None,
         into: Path | None = None,
@@ -108,7 +111,6 @@ def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     ) -> Path:
         spec = read_spec(target)
         sizes: dict[str, Any] = {
-            "layers": 2,
             "hidden": spec.hidden,
             "intermediate": 48,
             "heads": 4,
@@ -117,13 +119,16 @@ def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             "vocab": spec.vocab,
             "norm_eps": spec.norm_eps,
             "rope_theta": spec.rope_theta,
-            "block_size": 6,
-            "mask_token_id": 3,
             "taps": (0, 1),
             "target_layers": spec.layers,
-            "draft_vocab": len(kept or ()),
         }
-        config = DFlashConfig(**(sizes | changes))
+        config: DraftConfig
+        if kind == "eagle3":
+            sizes |= {"draft_vocab": spec.vocab if kept is None else len(kept), "steps": 5}
+            config = Eagle3Config(**(sizes | changes))
+        else:
+            sizes |= {"layers": 2, "block_size": 6, "mask_token_id": 3, "draft_vocab": len(kept or ())}
+            config = DFlashConfig(**(sizes | changes))
         generator = torch.Generator().manual_seed(1)
         weights = {}
         for name, shape in config.shapes.items():

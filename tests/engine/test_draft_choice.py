@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from redraft.drafts.checkpoint import read_draft
 from redraft.drafts.dflash import DFlashDrafter
 from redraft.drafts.dflash_weights import pack
+from redraft.drafts.eagle3 import Eagle3Drafter
 from redraft.drafts.merged import MergedDrafter
 from redraft.kernels.linear import Linear
 from redraft.server.engine.config import EngineConfig
@@ -74,6 +75,35 @@ def test_a_folder_serves_with_ngram_lookup_beside_it_or_alone(config: EngineConf
     assert isinstance(block, DFlashDrafter)
     assert (block.max_nodes, block.branch) == (7, 1)
     assert block.context == merged.context == both.context
+
+
+def test_an_eagle3_draft_serves_by_what_its_config_says(
+    config: EngineConfig, random_draft: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = random_draft(Path(config.target), kind="eagle3", into=tmp_path / "e", kept=range(40), steps=3)
+    both = choose(config, draft=str(folder))
+    assert both.why == "draft: e, as asked, with n-gram lookup in the same tree"
+    assert (both.nodes, both.candidates, both.context.reach, both.context.layers) == (5, 10, 1 + 2 * 4, 2)
+    alone = choose(config, draft=str(folder), draft_ngram=False, draft_branch=1, max_nodes=7)
+    chain = alone.make(torch.zeros(512, 64), lambda: pytest.fail("its head is its own"), 64)
+    assert isinstance(chain, Eagle3Drafter)
+    assert (chain.max_nodes, chain.width, chain.steps, alone.context.reach) == (7, 1, 3, 3)
+    engine = build_engine(replace(config, draft=str(folder), self_check=False))
+    assert engine.info.draft.startswith("e+ngram-")
+    assert engine.drafter.context == both.context
+    assert engine.pacer.costs is not None, "what it costs was measured"
+
+
+def test_an_eagle3_draft_for_another_target_is_refused(
+    config: EngineConfig, random_draft: Callable[..., Path], tmp_path: Path
+) -> None:
+    target = Path(config.target)
+    deep = random_draft(target, kind="eagle3", into=tmp_path / "deep", target_layers=3)
+    assert refusal(config, deep).endswith("is a draft for another target: target layers 3 (this target: 2)")
+    wide = random_draft(target, kind="eagle3", into=tmp_path / "wide", hidden=32)
+    assert "hidden size 32 (this target: 64)" in refusal(config, wide)
+    bare = random_draft(target, kind="eagle3", into=tmp_path / "bare", taps=(), target_layers=0)
+    assert "a target of 2 layers is too shallow for the default taps of EAGLE-3" in refusal(config, bare)
 
 
 def test_a_card_may_name_the_draft(config: EngineConfig, random_draft: Callable[..., Path], tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from redraft.drafts.base import Drafter
 from redraft.drafts.checkpoint import Checkpoint
 from redraft.drafts.dflash import DFlashDrafter
 from redraft.drafts.dflash_config import DFlashConfig
+from redraft.drafts.eagle3 import Eagle3Drafter
+from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -38,9 +40,11 @@ def fake_parts(folder: Path, kind: str, nodes: int) -> tuple[DeviceState, Target
     drafter: Drafter = NoDrafter()
     if kind == "ngram":
         drafter = NgramDrafter(2, spec.vocab, cpu, nodes)
+    elif kind.startswith("eagle3"):
+        drafter = _fake_eagle3(spec, nodes)
     elif kind != "none":
         drafter = _fake_dflash(spec, nodes, pruned=kind == "pruned")
-    if kind == "merged":
+    if kind.endswith("merged"):
         drafter = MergedDrafter(drafter, NgramDrafter(2, spec.vocab, cpu, nodes))
     context = drafter.context
     tree_rows = max(drafter.max_nodes + 1, context.reach)
@@ -81,6 +85,25 @@ def _fake_dflash(spec: TargetSpec, nodes: int, pruned: bool) -> DFlashDrafter:
     return DFlashDrafter(_Unread(config, tensors, {}), embedding, embedding, 512, nodes)
 
 
+def _fake_eagle3(spec: TargetSpec, nodes: int) -> Eagle3Drafter:
+    config = Eagle3Config(
+        hidden=spec.hidden,
+        intermediate=48,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab=spec.vocab,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        taps=(1, 0),
+        target_layers=spec.layers,
+        draft_vocab=100,
+    )
+    tensors = {name: torch.empty(shape) for name, shape in config.shapes.items()}
+    tensors["d2t"] = torch.empty(100, dtype=torch.int64)
+    return Eagle3Drafter(_Unread(config, tensors, {}), torch.empty(spec.vocab, spec.hidden), 512, nodes)
+
+
 def _without_values(weights: Weights) -> Weights:
     """The same shapes as fake tensors."""
 
@@ -107,7 +130,10 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redraft.kernels.attention.load_fused", lambda: None)
 
 
-@pytest.mark.parametrize(("kind", "width"), [("none", 1), ("ngram", 8), ("dflash", 8), ("pruned", 8), ("merged", 15)])
+WIDTHS = {"none": 1, "ngram": 8, "dflash": 8, "pruned": 8, "merged": 15, "eagle3": 8, "eagle3-merged": 15}
+
+
+@pytest.mark.parametrize(("kind", "width"), WIDTHS.items())
 @pytest.mark.parametrize("sampled", [False, True])
 def test_no_value_on_the_host_depends_on_a_token(
     kind: str, width: int, sampled: bool, random_target: Callable[[str], Path]
@@ -122,7 +148,7 @@ def test_no_value_on_the_host_depends_on_a_token(
     assert committed.count.shape == (3,)
 
 
-@pytest.mark.parametrize("kind", ["ngram", "dflash"])
+@pytest.mark.parametrize("kind", ["ngram", "dflash", "eagle3"])
 def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
     folder = random_target("llama")
     with FakeTensorMode(allow_non_fake_inputs=False):
