@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 
 from redraft.drafts.checkpoint import Checkpoint, read_draft, write_draft
 from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.data import Text, read_texts
 from redraft.drafts.training.eagle3 import Eagle3
+from redraft.drafts.training.eagle3_opd import Eagle3Opd
 from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd import Opd
 from redraft.drafts.training.opd_settings import OpdSettings
@@ -167,7 +169,8 @@ def make_run(
         "out": options.out / STATE,
     }
     if isinstance(settings, OpdSettings):
-        return Opd(settings, ends=spec.eos_token_ids, **parts)
+        kind = Eagle3Opd if isinstance(config, Eagle3Config) else Opd
+        return kind(settings, ends=spec.eos_token_ids, **parts)
     return Eagle3(settings, **parts) if isinstance(settings, Eagle3Settings) else Sft(settings, **parts)
 
 

@@ -66,15 +66,16 @@ def first_draft(
 
 def _gone_on_from(start: Checkpoint, spec: TargetSpec, settings: Settings) -> tuple[DraftConfig, nn.Module]:
     config, module = start.config, nn.Module()
-    if isinstance(config, Eagle3Config) != isinstance(settings, Eagle3Settings):
-        kinds = ("an EAGLE-3", "eagle3") if isinstance(config, Eagle3Config) else ("a DFlash", "sft or opd")
-        raise DraftError(f"--start is {kinds[0]} draft; redraft train {kinds[1]} goes on from it")
-    if isinstance(config, Eagle3Config) and isinstance(settings, Eagle3Settings):
+    eagle3 = isinstance(config, Eagle3Config)
+    if not isinstance(settings, OpdSettings) and eagle3 != isinstance(settings, Eagle3Settings):
+        kinds = ("an EAGLE-3", "eagle3") if eagle3 else ("a DFlash", "sft")
+        raise DraftError(f"--start is {kinds[0]} draft; redraft train {kinds[1]} or opd goes on from it")
+    if isinstance(config, Eagle3Config):
         config = config.for_target(spec.layers)
-        if config.steps != settings.depth:
+        if isinstance(settings, Eagle3Settings) and config.steps != settings.depth:
             config = replace(config, steps=settings.depth, tree_temperatures=())
         module = Eagle3Module(config)
-    elif isinstance(config, DFlashConfig):
+    else:
         module = DFlashModule(config)
     ours, theirs = (spec.hidden, spec.vocab, spec.layers), (config.hidden, config.vocab, config.target_layers)
     if ours != theirs:

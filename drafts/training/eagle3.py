@@ -12,35 +12,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.drafts.dflash_config import DraftError
-from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.eagle3_batch import answers, make_batch
-from redraft.drafts.training.eagle3_calibrate import fit_chain_temperatures
 from redraft.drafts.training.eagle3_flops import chains_head, chains_training
 from redraft.drafts.training.eagle3_loss import by_position, chain_loss
-from redraft.drafts.training.eagle3_module import Eagle3Module
-from redraft.drafts.training.eagle3_rounds import accepted_chains
+from redraft.drafts.training.eagle3_run import Eagle3Run
 from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.flops import Flops
 from redraft.drafts.training.loss import IGNORE
-from redraft.drafts.training.run import Made, Run
+from redraft.drafts.training.run import Made
 from redraft.drafts.training.teacher import States
 
 
 @dataclass
-class Eagle3(Run):
+class Eagle3(Eagle3Run):
     """Chains from all anchors, every row towards the target's distribution."""
 
     settings: Eagle3Settings
-    config: Eagle3Config
-    module: Eagle3Module
     method = "eagle3"
-
-    @property
-    def ahead(self) -> int:
-        """A chain's rows."""
-        return self.config.steps
 
     def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
         """The loss is the mean over rows weighted by gamma ** pass; nothing is drawn."""
@@ -89,19 +78,6 @@ class Eagle3(Run):
         return Flops(
             draft=len(texts) * chains_training(self.config, pairs, width),
             head=chains_head(self.config, len(texts) * width),
-        )
-
-    def accepted(self, texts: Sequence[Text], nodes: int = 0) -> list[list[int]]:
-        """Of greedy chains; trees are not packed."""
-        if nodes:
-            raise DraftError("the trees of an EAGLE-3 draft are measured by decoding: redraft bench acceptance")
-        states = [self.cache.states(text) for text in texts]
-        return accepted_chains(self.module, self.teacher, self.vocabulary, self.rope, texts, states)
-
-    def temperatures(self) -> tuple[float, ...]:
-        """One for every pass."""
-        return fit_chain_temperatures(
-            self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states
         )
 
 

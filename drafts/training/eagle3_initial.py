@@ -18,6 +18,8 @@ from redraft.drafts.training.eagle3_module import Eagle3Module
 from redraft.drafts.training.initial import SMALLEST, identity_on_deepest
 from redraft.drafts.training.teacher import Teacher
 
+SMALL = 0.02
+"""Scale of what reads the embedding: a little better than 0, much better than a whole layer at random (docs/log.md)."""
 SAME = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")
 """What is copied as it is."""
 
@@ -51,7 +53,7 @@ def initial_eagle3(
         made |= {key: tensor * output_scale for key, tensor in made.items() if key.endswith(f"{name}.weight")}
     for name in ("q", "k", "v"):
         read = weight(f"self_attn.{name}_proj")
-        made[f"midlayer.self_attn.{name}_proj.weight"] = torch.cat((torch.zeros_like(read), read), 1)
+        made[f"midlayer.self_attn.{name}_proj.weight"] = torch.cat((SMALL * torch.randn(read.shape), read), 1)
     made["midlayer.hidden_norm.weight"] = weight("input_layernorm")
     made["midlayer.input_layernorm.weight"] = torch.ones(config.hidden)
     made["fc.weight"] = identity_on_deepest(config.taps, config.hidden)

@@ -66,8 +66,9 @@ class _ChainLoss(torch.autograd.Function):
             log_q = (rows @ like.T).float().log_softmax(-1).view(-1, depth, size)
             right = log_q.argmax(-1) == vocabulary.row[best].unsqueeze(1)
             tally += torch.stack((right & (w > 0), w > 0)).sum(1)
-            loss -= (w * (p.unsqueeze(1) * log_q).sum(-1)).sum()
-            slope = (w * share).unsqueeze(-1) * log_q.exp_() - w.unsqueeze(-1) * p.unsqueeze(1)
+            loss -= (w * torch.linalg.vecdot(log_q, p.unsqueeze(1))).sum()
+            # in place: on a GPU these rows cost their traffic, not their arithmetic
+            slope = log_q.exp_().mul_((w * share).unsqueeze(-1)).addcmul_(w.unsqueeze(-1), p.unsqueeze(1), value=-1)
             slope = slope.flatten(0, 1).to(like.dtype)
             towards_hidden[part] = (slope @ like).view(-1, depth, like.shape[1])
             towards_head += slope.T @ rows

@@ -5,7 +5,7 @@ Verified text does not depend on the draft, so ``rounds.walk`` over these gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.eagle3_batch import Batch, make_batch
 from redraft.drafts.training.eagle3_module import Eagle3Module
-from redraft.drafts.training.measure import Acceptance, pooled
-from redraft.drafts.training.rounds import passes
+from redraft.drafts.training.loss import IGNORE
+from redraft.drafts.training.rounds import Rounds, passes
 from redraft.drafts.training.teacher import States, Teacher
 
 
@@ -34,34 +34,25 @@ def draft_chains(
 
 
 @torch.no_grad()
-def accepted_chains(
+def drafted_rounds(
     module: Eagle3Module,
     teacher: Teacher,
     vocabulary: Vocabulary,
     rope: tuple[Tensor, Tensor],
     texts: Sequence[Text],
     states: Sequence[States],
-) -> list[list[int]]:
-    """Of every anchor of every text, how many tokens of the greedy chain from it verification would accept."""
-    found: list[list[int]] = [[] for _ in texts]
+) -> list[Rounds]:
+    """Greedy chains from all anchors of every text; there is none from a text's first token."""
+    found: list[list[Rounds]] = [[] for _ in texts]
     for part in passes(texts, teacher.embedding.device):
         some, read = [texts[piece.text] for piece in part], [states[piece.text] for piece in part]
         batch = make_batch(module.config.steps, teacher, some, read, [piece.anchors for piece in part])
         drafted = draft_chains(module, teacher, vocabulary, rope, batch)
-        accepted = (drafted == batch.wanted).long().cumprod(-1).sum(-1).tolist()
-        for piece, row in zip(part, accepted, strict=True):
-            found[piece.text] += row[: len(piece.anchors)]
-    return found
-
-
-def chain_acceptance(
-    module: Eagle3Module,
-    teacher: Teacher,
-    vocabulary: Vocabulary,
-    rope: tuple[Tensor, Tensor],
-    texts: Sequence[Text],
-    states: Callable[[Text], States],
-) -> Acceptance:
-    """Acceptance on greedy ``texts`` of greedy chains."""
-    read = [states(text) for text in texts]
-    return pooled(accepted_chains(module, teacher, vocabulary, rope, texts, read), module.config.steps)
+        accepted = (drafted == batch.wanted).long().cumprod(-1).sum(-1)
+        known = torch.where(vocabulary.row[batch.wanted.clamp_min(0)] == IGNORE, -1, batch.wanted)
+        made = [tensor.cpu() for tensor in (batch.anchor, drafted, accepted, known)]
+        for place, piece in enumerate(part):
+            anchor, chain, right, wanted = (tensor[place, : len(piece.anchors)] for tensor in made)
+            left = (len(texts[piece.text].tokens) - 1 - anchor) * (anchor > 0)
+            found[piece.text].append(Rounds(anchor, chain, right, wanted, left))
+    return [Rounds(*(torch.cat([getattr(r, name) for r in parts]) for name in Rounds.__slots__)) for parts in found]

@@ -7,6 +7,7 @@ ones by reverse KL, which decays along the block.  Both are normalised over the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redraft.drafts.training.blocks import Batch, make_batch
+from redraft.drafts.training.blocks import make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.dflash_run import DFlashRun
 from redraft.drafts.training.divergence import Form, Kl, Overlap, Scalar, divergence, teacher_rows
 from redraft.drafts.training.flops import Flops, draft_pass, draft_training, head_rows
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.rounds import Rounds, propose, walk
-from redraft.drafts.training.run import Made
+from redraft.drafts.training.run import Made, Run
 from redraft.drafts.training.streams import Streams, make_streams
 from redraft.drafts.training.teacher import States
 
@@ -49,14 +50,42 @@ class Shares:
     blocks: float
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Rounds of b texts, drafted again with gradients: A rounds, K rows each."""
+
+    hidden: Tensor
+    """[b, A, K, H] normed states, in the dtype of the head."""
+    label: Tensor
+    """[b, A, K] int64 rows of the draft's head, the text's tokens; ``IGNORE`` where there is none."""
+    final: Tensor
+    """[P, H] the target's states after tokens of the text."""
+    teacher_row: Tensor
+    """[b, A, K] int64, the row of ``final`` that predicts the label."""
+    draft: int
+    """Operations of the draft, gradients included, heads not."""
+
+
 @dataclass
-class Opd(DFlashRun):
-    """Blocks where the draft itself drafted, rows by what became of them."""
+class OnPolicy(Run):
+    """Rounds where the draft itself drafted, rows by what became of them; of any kind of draft."""
 
     settings: OpdSettings
     ends: tuple[int, ...] = ()
     """Tokens that end a text."""
     method = "draft-opd"
+
+    @abstractmethod
+    def proposed(self, texts: Sequence[Text], states: Sequence[States]) -> tuple[list[Rounds], list[Flops]]:
+        """What the draft proposes at all anchors of ``texts``, and what it costs."""
+
+    @abstractmethod
+    def drafted_again(self, plans: Sequence[Plan]) -> Packed:
+        """The rounds of ``plans`` in one pass."""
+
+    @abstractmethod
+    def differing(self, hidden: Tensor, final: Tensor, row: Tensor, form: Form) -> tuple[Tensor, Flops]:
+        """``form`` of rows [N, H] and their teachers, [N] with gradients, and what both passes cost."""
 
     def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
         """One step; ``loss`` is the objective of the whole step."""
@@ -82,22 +111,16 @@ class Opd(DFlashRun):
         """The rounds of ``texts`` with the weights as they are."""
         settings, spent = self.settings, Flops()
         states, read = zip(*(self.states(text) for text in texts), strict=True)
-        with self.mixed():
-            proposed = propose(
-                self.module, self.teacher, self.vocabulary, self.rope, texts, states, settings.tree_nodes
-            )
+        proposed, costs = self.proposed(texts, states)
         plans = []
-        for text, mine, everywhere, cost in zip(texts, states, proposed, read, strict=True):
+        for text, mine, everywhere, cost in zip(texts, states, proposed, map(Flops.__add__, read, costs), strict=True):
             visited = decoded = walk(everywhere.accepted.tolist())
             if settings.anchors == "random":
                 visited = torch.randperm(len(text.anchors), generator=generator)[: len(decoded)].sort().values.tolist()
             rounds = everywhere.at(visited)
             streams = make_streams(rounds, settings, self.ends)
             plans.append(Plan(text, mine, rounds, streams, len(text.anchors), len(decoded)))
-            spent += cost + Flops(
-                draft=draft_pass(self.config, len(text.tokens), len(text.anchors)),
-                head=head_rows(self.config, len(text.anchors) * self.config.drafted),
-            )
+            spent += cost
         return plans, spent
 
     def _shares(self, plans: Sequence[Plan]) -> Shares:
@@ -117,61 +140,52 @@ class Opd(DFlashRun):
 
     def _pass(self, plans: Sequence[Plan], shares: Shares) -> tuple[Tensor, Flops]:
         """Loss of some texts, and of its accepted and its other rows, [3]."""
-        texts, states = [plan.text for plan in plans], [plan.states for plan in plans]
-        anchors = [plan.rounds.anchor.tolist() for plan in plans]
-        batch = make_batch(self.config, self.teacher, self.vocabulary, texts, states, anchors)
-        width = batch.anchor.shape[1]
+        packed = self.drafted_again(plans)
         accepted, rejected, suffix = (
-            torch.stack(parts).to(batch.anchor.device)
-            for parts in zip(*(plan.streams.padded(width) for plan in plans), strict=True)
+            torch.stack(parts).to(packed.label.device)
+            for parts in zip(*(plan.streams.padded(packed.label.shape[1]) for plan in plans), strict=True)
         )
-        final, row, spent = self._teachers(plans, batch, suffix)
-        with self.mixed():
-            hidden = self.module(batch.taps, batch.anchor, batch.block, self.rope)
-        hidden = hidden.to(self.vocabulary.head.dtype)
+        final, row, spent = self._teachers(plans, packed, suffix)
         taught = (accepted > 0) | (rejected > 0)
         taken = taught.flatten().nonzero().squeeze(1)
-        flat, rows = hidden.flatten(0, 2)[taken], row.flatten()[taken]
+        flat, rows = packed.hidden.flatten(0, 2)[taken], row.flatten()[taken]
         weigh = (accepted * shares.accepted).flatten()[taken], (rejected * shares.rejected).flatten()[taken]
-        spent += Flops(
-            draft=len(plans) * draft_training(self.config, batch.taps.shape[1], width),
-            head=head_rows(self.config, len(taken), 2) + head_rows(self.config, teacher_rows(rows)),
-        )
+        spent += Flops(draft=packed.draft)
         if self.settings.loss == "tv":
-            value = divergence(flat, self.vocabulary.head, final, rows, Overlap())
+            value, cost = self.differing(flat, final, rows, Overlap())
             overlap = torch.zeros_like(taught, dtype=torch.float32).flatten().index_copy(0, taken, value)
             loss = (_expected_loss(overlap.view_as(taught), taught) * shares.blocks).sum()
-            return torch.stack((loss, loss.detach() * 0, loss.detach() * 0)), spent
-        value = divergence(flat, self.vocabulary.head, final, rows, self._form(plans, batch, weigh, taken))
+            return torch.stack((loss, loss.detach() * 0, loss.detach() * 0)), spent + cost
+        value, cost = self.differing(flat, final, rows, self._form(plans, packed, weigh, taken))
         of_accepted = (accepted.flatten()[taken] > 0) & (rejected.flatten()[taken] == 0)
-        return torch.stack((value.sum(), value[of_accepted].sum(), value[~of_accepted].sum())), spent
+        return torch.stack((value.sum(), value[of_accepted].sum(), value[~of_accepted].sum())), spent + cost
 
-    def _teachers(self, plans: Sequence[Plan], batch: Batch, suffix: Tensor) -> tuple[Tensor, Tensor, Flops]:
+    def _teachers(self, plans: Sequence[Plan], packed: Packed, suffix: Tensor) -> tuple[Tensor, Tensor, Flops]:
         """The target's states [P, H], which of them predicts each row, and what reading branches cost."""
-        made, spent = [batch.final], Flops()
+        made, spent = [packed.final], Flops()
         asking = [plan for plan in plans if plan.streams.branches]
         if asking:
             read = self.teacher.behind(
                 [plan.text.tokens for plan in asking], [plan.streams.branches for plan in asking]
             )
-            made += [states.to(batch.final) for states in read]
+            made += [states.to(packed.final) for states in read]
             for plan, states in zip(asking, read, strict=True):
                 spent += Flops(target=self.teacher.flops(len(plan.text.tokens), len(states)))
         # the branches' states lie in the order of the rows they teach
-        number = len(batch.final) + suffix.flatten().long().cumsum(0).view_as(suffix) - 1
-        return torch.cat(made), torch.where(suffix, number, batch.teacher_row), spent
+        number = len(packed.final) + suffix.flatten().long().cumsum(0).view_as(suffix) - 1
+        return torch.cat(made), torch.where(suffix, number, packed.teacher_row), spent
 
-    def _form(self, plans: Sequence[Plan], batch: Batch, weigh: tuple[Tensor, Tensor], taken: Tensor) -> Form:
+    def _form(self, plans: Sequence[Plan], packed: Packed, weigh: tuple[Tensor, Tensor], taken: Tensor) -> Form:
         """The objective of rows ``taken`` with normalised weights of both streams."""
         settings, (accepted, rejected) = self.settings, weigh
-        label = batch.label.flatten()[taken].clamp_min(0)
+        label = packed.label.flatten()[taken].clamp_min(0)
         if settings.loss == "scalar":
-            width = batch.anchor.shape[1]
+            width = packed.label.shape[1]
             own = [functional.pad(plan.rounds.drafted, (0, 0, 0, width - len(plan.rounds.drafted))) for plan in plans]
             drafted = self.vocabulary.row[torch.stack(own).to(label.device).flatten()[taken]].clamp_min(0)
             return Scalar(accepted, rejected, label, drafted)
         greedy = torch.tensor([plan.text.temperature == 0 for plan in plans], device=label.device)
-        greedy = greedy[:, None, None].expand_as(batch.label).flatten()[taken]
+        greedy = greedy[:, None, None].expand_as(packed.label).flatten()[taken]
         hard = settings.hard * accepted * greedy
         soft = accepted - hard
         nothing = torch.zeros_like(accepted)
@@ -182,6 +196,41 @@ class Opd(DFlashRun):
             else:
                 reverse = reverse + weight
         return Kl(forward, reverse, hard, label)
+
+
+@dataclass
+class Opd(OnPolicy, DFlashRun):
+    """Blocks."""
+
+    def proposed(self, texts: Sequence[Text], states: Sequence[States]) -> tuple[list[Rounds], list[Flops]]:
+        """Blocks, or trees of them, decide the rounds."""
+        with self.mixed():
+            rounds = propose(
+                self.module, self.teacher, self.vocabulary, self.rope, texts, states, self.settings.tree_nodes
+            )
+        costs = [
+            Flops(
+                draft=draft_pass(self.config, len(text.tokens), len(text.anchors)),
+                head=head_rows(self.config, len(text.anchors) * self.config.drafted),
+            )
+            for text in texts
+        ]
+        return rounds, costs
+
+    def drafted_again(self, plans: Sequence[Plan]) -> Packed:
+        """As in SFT, at other anchors."""
+        texts, states = [plan.text for plan in plans], [plan.states for plan in plans]
+        anchors = [plan.rounds.anchor.tolist() for plan in plans]
+        batch = make_batch(self.config, self.teacher, self.vocabulary, texts, states, anchors)
+        with self.mixed():
+            hidden = self.module(batch.taps, batch.anchor, batch.block, self.rope)
+        spent = len(plans) * draft_training(self.config, batch.taps.shape[1], batch.anchor.shape[1])
+        return Packed(hidden.to(self.vocabulary.head.dtype), batch.label, batch.final, batch.teacher_row, spent)
+
+    def differing(self, hidden: Tensor, final: Tensor, row: Tensor, form: Form) -> tuple[Tensor, Flops]:
+        """The head is the target's, frozen."""
+        cost = head_rows(self.config, len(row), 2) + head_rows(self.config, teacher_rows(row))
+        return divergence(hidden, self.vocabulary.head, final, row, form), Flops(head=cost)
 
 
 def _expected_loss(overlap: Tensor, taught: Tensor) -> Tensor:

@@ -112,8 +112,7 @@ def test_a_start_that_does_not_fit_is_refused(train, tmp_path: Path) -> None:
     dflash = ("--layers", "1", "--block-size", "4", "--taps", "0,1", "--vocab", "64")
     assert train("block", "--steps", "1", *dflash, kind="sft").exit_code == 0
     eagle3 = ("--start", tmp_path / "first" / "draft")
-    for kind in ("sft", "opd"):
-        assert "an EAGLE-3 draft; redraft train eagle3 goes on" in one_line(train("o", *eagle3, kind=kind))
+    assert "an EAGLE-3 draft; redraft train eagle3 or opd goes on" in one_line(train("o", *eagle3, kind="sft"))
     assert "a DFlash draft; redraft train sft or opd goes on" in one_line(
         train("o", "--start", tmp_path / "block" / "draft")
     )
@@ -124,6 +123,21 @@ def test_a_start_that_does_not_fit_is_refused(train, tmp_path: Path) -> None:
     raw["eagle_config"]["num_target_layers"] = 9
     config.write_text(json.dumps(raw))
     assert "--start is a draft for a target with" in one_line(train("o", *eagle3))
+
+
+@pytest.mark.parametrize("teacher", ["draft", "trajectory"])
+def test_draft_opd_goes_on_from_it(train, tmp_path: Path, teacher: str) -> None:
+    assert train("first", "--steps", "2", *SIZES).exit_code == 0
+    start = ("--start", tmp_path / "first" / "draft", "--dev", tmp_path / "dev.jsonl", "--suffix-teacher", teacher)
+    made = train("opd", "--steps", "2", *start, kind="opd")
+    assert made.exit_code == 0, made.output
+    first, second = (read_draft(tmp_path / name / "draft") for name in ("first", "opd"))
+    assert isinstance(second.config, Eagle3Config)
+    assert (second.config.steps, second.card["method"]) == (3, "eagle3-opd")
+    assert second.card["before"]["version"] == first.version
+    assert not torch.equal(first.tensors["lm_head.weight"], second.tensors["lm_head.weight"])
+    assert torch.equal(first.tensors["d2t"], second.tensors["d2t"])
+    assert "--tree-nodes at 0" in one_line(train("trees", *start, "--tree-nodes", "5", kind="opd"))
 
 
 def test_the_whole_vocabulary(train, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def make_eagle3() -> Callable[..., Eagle3Config]:
+def eagle3_config() -> Callable[..., Eagle3Config]:
     """A draft of the toy target; grouped heads whose width is not the hidden size."""
 
     def make(**changes: Any) -> Eagle3Config:
@@ -75,7 +75,7 @@ def random_eagle3() -> Callable[..., Eagle3Module]:
 @pytest.fixture
 def make_eagle3_run(
     toy: Any,
-    make_eagle3: Callable[..., Eagle3Config],
+    eagle3_config: Callable[..., Eagle3Config],
     random_eagle3: Callable[..., Eagle3Module],
     make_texts: Callable[..., list[Text]],
 ) -> Callable[..., Eagle3]:
@@ -93,7 +93,7 @@ def make_eagle3_run(
     ) -> Eagle3:
         settings = Eagle3Settings(**(SMALL | changes))
         teacher = toy(seed=target)
-        config = make_eagle3(steps=settings.depth, draft_vocab=VOCAB if kept is None else len(kept))
+        config = eagle3_config(steps=settings.depth, draft_vocab=VOCAB if kept is None else len(kept))
         return Eagle3(
             settings=settings,
             config=config,

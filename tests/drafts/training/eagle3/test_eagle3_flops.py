@@ -11,8 +11,8 @@ from redraft.drafts.training.module import rope_for
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_unrolling_and_its_gradients(make_eagle3, random_eagle3, steps: int) -> None:
-    config = make_eagle3(steps=steps)
+def test_unrolling_and_its_gradients(eagle3_config, random_eagle3, steps: int) -> None:
+    config = eagle3_config(steps=steps)
     module, pairs, chains = random_eagle3(config), 29, 7
     taps, embedded = torch.randn(1, pairs, 3 * config.hidden), torch.randn(1, pairs, config.hidden)
     fed, start = torch.randn(1, chains, steps, config.hidden), torch.arange(chains).unsqueeze(0) + 2

@@ -10,9 +10,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def packed(toy, make_eagle3, random_eagle3):
+def packed(toy, eagle3_config, random_eagle3):
     """``run(texts, states)``: normed states of all chains of ``texts`` in one pass."""
-    teacher, config = toy(), make_eagle3()
+    teacher, config = toy(), eagle3_config()
     module = random_eagle3(config)
 
     def run(texts, states, anchors=None):
@@ -27,8 +27,8 @@ def packed(toy, make_eagle3, random_eagle3):
     return run
 
 
-def test_parameters_are_the_published_tensors(make_eagle3, random_eagle3) -> None:
-    config = make_eagle3()
+def test_parameters_are_the_published_tensors(eagle3_config, random_eagle3) -> None:
+    config = eagle3_config()
     weights = {name: tuple(tensor.shape) for name, tensor in random_eagle3(config).state_dict().items()}
     assert weights == {name: shape for name, shape in config.shapes.items() if name not in ("d2t", "t2d")}
 

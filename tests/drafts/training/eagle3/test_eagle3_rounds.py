@@ -6,7 +6,8 @@ import torch
 from redraft.drafts.training import rounds
 from redraft.drafts.training.blocks import Vocabulary
 from redraft.drafts.training.eagle3_batch import make_batch
-from redraft.drafts.training.eagle3_rounds import accepted_chains, chain_acceptance, draft_chains
+from redraft.drafts.training.eagle3_rounds import draft_chains, drafted_rounds
+from redraft.drafts.training.measure import pooled
 from redraft.drafts.training.module import rope_for
 
 VOCAB, KEPT = 4, (0, 2, 3)
@@ -14,8 +15,8 @@ VOCAB, KEPT = 4, (0, 2, 3)
 
 
 @pytest.fixture
-def setting(toy, make_eagle3, random_eagle3, make_texts):
-    teacher, config = toy(vocab=VOCAB), make_eagle3(vocab=VOCAB, draft_vocab=len(KEPT))
+def setting(toy, eagle3_config, random_eagle3, make_texts):
+    teacher, config = toy(vocab=VOCAB), eagle3_config(vocab=VOCAB, draft_vocab=len(KEPT))
     module = random_eagle3(config, seed=1)
     texts = make_texts((3, 30), (1, 4), (9, 11), vocab=VOCAB)
     rope = rope_for(config, 99, torch.device("cpu"))
@@ -46,9 +47,9 @@ def test_packed_chains_are_drafted_token_by_token(setting, literal) -> None:
 
 def test_rounds_are_those_of_decoding(setting, literal) -> None:
     module, teacher, vocabulary, rope, texts = setting
-    made = chain_acceptance(
-        module, teacher, vocabulary, rope, texts, lambda text: teacher.states(text.tokens, module.config.taps)
-    )
+    states = [teacher.states(text.tokens, module.config.taps) for text in texts]
+    proposed = drafted_rounds(module, teacher, vocabulary, rope, texts, states)
+    made = pooled([rounds.accepted.tolist() for rounds in proposed], module.config.steps)
     accepted = []
     for text in texts:
         committed = text.prompt
@@ -73,7 +74,7 @@ def test_passes_of_any_size_agree(setting, monkeypatch: pytest.MonkeyPatch) -> N
     found = []
     for blocks in (1, 7, 500):
         monkeypatch.setattr(rounds, "BLOCKS", {"cpu": blocks})
-        found.append(accepted_chains(module, teacher, vocabulary, rope, texts, states))
+        found.append([r.accepted.tolist() for r in drafted_rounds(module, teacher, vocabulary, rope, texts, states)])
     assert found[0] == found[1] == found[2]
     assert [len(counts) for counts in found[0]] == [len(text.anchors) for text in texts]
     assert found[0][1][0] == 0, "there is no chain from a text's first token"
