@@ -98,7 +98,7 @@ def make_batch(
 
 
 def padded_ids(rows: Sequence[Sequence[int]], size: int) -> Tensor:
-    """[b, size] int64 on the CPU, 0 behind the ends: one copy to a device, where a row at a time would take one each."""
+    """[b, size] int64 on the CPU, 0 behind the ends: one copy to a device, not one a row."""
     made = torch.zeros(len(rows), size, dtype=torch.int64)
     for number, row in enumerate(rows):
         made[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
