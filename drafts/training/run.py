@@ -153,7 +153,7 @@ class Run(ABC):
 
         States that another run has left count as if they were made here.
         """
-        again = self.paid or self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts)
+        again = self.paid or (self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts))
         return self.cache.states(text), Flops(target=0 if again else self.teacher.flops(len(text.tokens)))
 
     def _drawn(self, step: int) -> list[int]:
