@@ -79,7 +79,7 @@ class Eagle3Drafter:
         self.device = device = embedding.device
         self.weights = pack(checkpoint, device, embedding.dtype)
         self.embedding = embedding
-        self.temperature = torch.tensor(config.tree_temperatures or (1.0,) * config.steps, device=device)
+        self.temperature = torch.tensor(config.tree_temperatures or (1.0,) * self.steps, device=device)
         half = torch.arange(config.head_dim // 2, dtype=torch.float64, device=device)
         cos, sin = rope_table(config.rope_theta ** (-2 * half / config.head_dim), positions)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from redraft.benchmarks.headline.evaluate import by_set, evaluate
-from redraft.benchmarks.headline.plan import Arm, Choices, arms
+from redraft.benchmarks.headline.plan import TRUNK, Arm, Choices, arms
 from redraft.benchmarks.headline.train import Bench, train_arm
 from redraft.benchmarks.stamp import stamp
 from redraft.drafts.training.data import read_texts
@@ -21,7 +21,7 @@ from redraft.server.engine.target.resolve import resolve_target
 from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.text import TextTokenizer
-from redraft.server.train import ChatEncode, RunOptions, development
+from redraft.server.train import DRAFT, ChatEncode, RunOptions, development
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -42,7 +42,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--arm", action="append", default=[], help="only this one (and what it starts from); repeat")
     parser.add_argument("--trunk-flops", type=float, default=2e15, help="operations of the trunk")
     parser.add_argument("--arm-flops", type=float, default=1e15, help="operations of an arm")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="save and stop after so long")
+    never = float("inf")
+    parser.add_argument("--seconds", type=float, default=never, help="save and stop after so long")
+    parser.add_argument(
+        "--finish-within", type=float, default=never, help="seconds; arms get fewer operations if it must be"
+    )
+    parser.add_argument("--trunk-within", type=float, default=never, help="likewise, of the trunk")
+    parser.add_argument("--wait", action="store_true", help="for what an arm starts from: another process trains it")
+    parser.add_argument("--room", type=float, help="GiB of GPU memory for the target's states; half of it if left out")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="of the target's passes")
     parser.add_argument("--dev-limit", type=int, default=216, help="held-out answers measured while training")
@@ -85,7 +92,8 @@ def prepare(options: argparse.Namespace) -> Bench:
     dev = development(held_out, RunOptions(options.out, dev_limit=options.dev_limit))
     say(f"{len(texts)} texts with {sum(len(text.anchors) for text in texts)} tokens of answers; {len(dev)} held out")
     teacher = TargetTeacher(folder, spec, target.sha, device, dtype)
-    return Bench(target, spec, teacher, texts, dev, options.data, options.out, until, options.measure_every)
+    room = None if options.room is None else int(options.room * 2**30) or 1
+    return Bench(target, spec, teacher, texts, dev, options.data, options.out, until, options.measure_every, room=room)
 
 
 def chosen(options: argparse.Namespace) -> list[Arm]:
@@ -95,13 +103,14 @@ def chosen(options: argparse.Namespace) -> list[Arm]:
     if unknown:
         sys.exit(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(arm.name for arm in every)}")
     wanted = set(options.arm) or {arm.name for arm in every}
-    wanted |= {arm.start for arm in every if arm.name in wanted}
+    if not options.wait:
+        wanted |= {arm.start for arm in every if arm.name in wanted}
     return [arm for arm in every if arm.name in wanted]
 
 
 def main() -> None:
     """Entry point of ``python -m``."""
-    options = parse(sys.argv[1:])
+    options, begun = parse(sys.argv[1:]), time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = chosen(options)
     bench = prepare(options)
@@ -114,7 +123,10 @@ def main() -> None:
     card = torch.cuda.get_device_name() if bench.teacher.embedding.is_cuda else None
     told = stamp(["python", "-m", "redraft.benchmarks.headline", *sys.argv[1:]], card)
     for arm in wanted:
-        if not train_arm(bench, arm, arm.budget(options.trunk_flops, options.arm_flops)):
+        within = options.trunk_within if arm.name == TRUNK else options.finish_within
+        while arm.start and options.wait and not (bench.out / arm.start / DRAFT / "model.safetensors").is_file():
+            time.sleep(0.2)
+        if not train_arm(bench, arm, arm.budget(options.trunk_flops, options.arm_flops), begun + within):
             return
         path = bench.out / arm.name / "evaluation.json"
         if answers and not path.is_file():

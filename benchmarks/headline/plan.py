@@ -105,6 +105,10 @@ def arms(choices: Choices) -> list[Arm]:
         opd("opd-correction", replace(paper, correction=1.0)),
         opd("opd-pooled", replace(paper, aggregate="pooled", correction=1.0)),
         opd("opd-hard", replace(paper, suffix_teacher="trajectory", correction=1.0, hard=0.5)),
+        opd(
+            "opd-forward",
+            replace(paper, suffix_teacher="trajectory", correction=1.0, hard=0.5, rejected_kl="forward"),
+        ),
         opd("opd-tv", replace(OpdSettings(loss="tv", **branch), suffix_teacher="trajectory")),
         opd(
             "opd-scalar",

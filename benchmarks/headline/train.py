@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from redraft.benchmarks.headline.pace import Pace
 from redraft.benchmarks.headline.plan import Arm
 from redraft.drafts.checkpoint import Checkpoint, read_draft, write_draft
 from redraft.drafts.training.data import Text
@@ -21,9 +22,6 @@ from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.train import DRAFT, RunOptions, device_room, make_run
 from redraft.server.train_card import card
 from redraft.server.train_start import Settings, kept_tokens
-
-PROBE = 4
-"""Steps after which it is known what a step costs, and so how many the budget buys."""
 
 
 @dataclass
@@ -38,22 +36,27 @@ class Bench:
     data: Sequence[Path]
     out: Path
     until: float
-    """``time.monotonic()`` at which to save and stop."""
+    """``time.monotonic()`` at which to save and stop, finished or not."""
     measure_every: int = 50
     save_every: int = 400
+    room: int | None = None
+    """Bytes of a GPU's memory for the target's states; None: half of what is free."""
     caches: dict[tuple[int, ...], TapCache] = field(default_factory=dict)
 
     def cache(self, taps: tuple[int, ...]) -> TapCache:
         """Of these taps; in the GPU's memory where there is one."""
         if taps not in self.caches:
-            room = device_room(self.teacher.embedding.device)
+            room = device_room(self.teacher.embedding.device) if self.room is None else self.room
             folder = None if room else self.out / "target-states"
             self.caches[taps] = TapCache(self.teacher, taps, folder, room)
         return self.caches[taps]
 
 
-def train_arm(bench: Bench, arm: Arm, budget: float) -> bool:
-    """Train ``arm`` with ``budget`` operations; returns whether it is finished, now or since an earlier call."""
+def train_arm(bench: Bench, arm: Arm, budget: float, finish: float) -> bool:
+    """Train ``arm`` with ``budget`` operations, or fewer to be done at ``finish``.
+
+    Returns whether it is finished, now or since an earlier call.
+    """
     folder = bench.out / arm.name
     if (folder / DRAFT).is_dir():
         return True
@@ -63,11 +66,12 @@ def train_arm(bench: Bench, arm: Arm, budget: float) -> bool:
     # the longest run there could be, until the first steps tell
     settings = replace(settings, steps=10**9)
     run = new_run(bench, settings, RunOptions(folder), kept, start)
-    _set_steps(run, budget)
+    pace = Pace(run, budget, finish)
+    pace()
     begun = time.monotonic()
     say(f"{arm.name}: {budget / 1e12:.0f} TFLOP")
     finished = run.run(
-        _teller(arm.name, run, budget),
+        _teller(arm.name, run, pace),
         lambda: time.monotonic() > bench.until,
         bench.measure_every,
         bench.save_every,
@@ -98,26 +102,17 @@ def new_run(
     """A run over the texts of ``bench``, with its states."""
     run = make_run(bench.spec, bench.teacher, bench.texts, bench.dev, settings, options, kept, start)
     run.cache = bench.cache(run.config.taps)
+    run.paid = start is not None
     return run
 
 
-def _set_steps(run: Run, budget: float) -> None:
-    """As many as ``budget`` buys by what the steps so far cost."""
-    p = run.progress
-    if p.step < PROBE:
-        return
-    steps = max(round(budget / p.flops.total * p.step), PROBE + 1)
-    run.settings = replace(run.settings, steps=steps)
-
-
-def _teller(name: str, run: Run, budget: float) -> Callable[[Progress], None]:
-    """A line every ten seconds; and the schedule's end, once the first steps have told what a step costs."""
+def _teller(name: str, run: Run, pace: Pace) -> Callable[[Progress], None]:
+    """A line every ten seconds."""
     shown = time.monotonic()
 
     def tell(p: Progress) -> None:
         nonlocal shown
-        if p.step == PROBE:
-            _set_steps(run, budget)
+        pace()
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
             tau = "" if p.tau is None else f", τ {p.tau:.3f}"

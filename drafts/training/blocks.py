@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from redraft.drafts.dflash_config import DFlashConfig
 from redraft.drafts.training.data import Text
@@ -75,14 +75,10 @@ def make_batch(
     device = teacher.embedding.device
     length = max(len(text.tokens) for text in texts)
     width = max(len(drawn) for drawn in anchors)
-
-    def padded(rows: Sequence[Tensor], size: int) -> Tensor:
-        return torch.stack([functional.pad(row, (0, 0) * (row.dim() - 1) + (0, size - row.shape[0])) for row in rows])
-
-    tokens = padded([torch.tensor(text.tokens, device=device) for text in texts], length)
-    sizes = torch.tensor([len(text.tokens) for text in texts], device=device)
-    anchor = padded([torch.tensor(drawn, device=device) for drawn in anchors], width)
-    real = padded([torch.ones(len(drawn), dtype=torch.bool, device=device) for drawn in anchors], width)
+    tokens = padded_ids([text.tokens for text in texts], length).to(device)
+    sizes = torch.tensor([len(text.tokens) for text in texts]).to(device)
+    anchor = padded_ids(anchors, width).to(device)
+    real = torch.arange(width, device=device) < torch.tensor([len(drawn) for drawn in anchors]).to(device).unsqueeze(1)
     place = anchor.unsqueeze(-1) + torch.arange(1, config.block_size, device=device)
     has = real.unsqueeze(-1) & (place < sizes[:, None, None])
     place = place.clamp_max(length - 1)
@@ -92,10 +88,18 @@ def make_batch(
     start = min(text.prompt for text in texts) - 1  # nothing before predicts a label
     first = torch.arange(len(texts), device=device)[:, None, None] * (length - start) - start
     return Batch(
-        taps=padded([s.taps for s in states], length),
+        taps=pad_sequence([s.taps for s in states], batch_first=True),
         anchor=anchor,
         block=block,
         label=torch.where(has, vocabulary.row[token], IGNORE),
-        final=padded([s.final[start:] for s in states], length - start).flatten(0, 1),
+        final=pad_sequence([s.final[start:] for s in states], batch_first=True).flatten(0, 1),
         teacher_row=(first + place - 1).clamp_min(0),
     )
+
+
+def padded_ids(rows: Sequence[Sequence[int]], size: int) -> Tensor:
+    """[b, size] int64 on the CPU, 0 behind the ends: one copy to a device, not one a row."""
+    made = torch.zeros(len(rows), size, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        made[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return made

@@ -20,7 +20,7 @@ from redraft.drafts.training.teacher import States, Teacher
 
 GRID = tuple(0.5 * 1.07**i for i in range(31))
 """0.5 to 3.8."""
-ANCHORS = 32
+ANCHORS = {"cpu": 32, "cuda": 512}
 """Blocks whose logits exist at a time."""
 
 
@@ -36,10 +36,11 @@ def fit_temperatures(
     """For each depth the temperature of ``GRID`` under which the true tokens of ``texts`` are likeliest."""
     grid = torch.tensor(GRID, device=teacher.embedding.device)
     total = torch.zeros(module.config.drafted, len(GRID), device=grid.device)
+    most = ANCHORS.get(grid.device.type, ANCHORS["cpu"])
     for text in texts:
         found = states(text)
-        for start in range(0, len(text.anchors), ANCHORS):
-            anchors = text.anchors[start : start + ANCHORS]
+        for start in range(0, len(text.anchors), most):
+            anchors = text.anchors[start : start + most]
             batch = make_batch(module.config, teacher, vocabulary, [text], [found], [anchors])
             hidden = module(batch.taps, batch.anchor, batch.block, rope)[0]
             total += likelihoods((hidden.to(vocabulary.head.dtype) @ vocabulary.head.T).float(), batch.label[0], grid)

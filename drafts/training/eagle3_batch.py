@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
+from redraft.drafts.training.blocks import padded_ids
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.teacher import States, Teacher
 
@@ -41,15 +42,17 @@ def make_batch(
     """Pack the chains of ``depth`` passes from ``anchors`` of ``texts``."""
     device = teacher.embedding.device
     length, width = max(len(text.tokens) for text in texts), max(len(some) for some in anchors)
-    tokens = _padded([torch.tensor(text.tokens) for text in texts], length).to(device)
-    sizes = torch.tensor([len(text.tokens) for text in texts], device=device)
-    anchor = _padded([torch.tensor(some) for some in anchors], width).to(device)
-    real = _padded([torch.tensor(some) > 0 for some in anchors], width).to(device)
+    tokens = padded_ids([text.tokens for text in texts], length).to(device)
+    sizes = torch.tensor([len(text.tokens) for text in texts]).to(device)
+    anchor = padded_ids(anchors, width).to(device)
+    real = anchor > 0  # padding is 0, too
     place = anchor.unsqueeze(-1) + torch.arange(depth + 1, device=device)
     token = tokens.gather(1, place.clamp_max(length - 1).flatten(1)).view_as(place)
     has = real.unsqueeze(-1) & (place[..., 1:] < sizes[:, None, None])
     return Batch(
-        taps=_padded([found.taps[:-1] for found in states], length - 1),  # the last token's pair is not whole
+        taps=pad_sequence(
+            [found.taps[:-1] for found in states], batch_first=True
+        ),  # the last token's pair is not whole
         embedded=teacher.embedding[tokens[:, 1:]],
         anchor=anchor,
         start=(anchor - 1).clamp_min(0),
@@ -61,8 +64,4 @@ def make_batch(
 def answers(texts: Sequence[Text], states: Sequence[States]) -> Tensor:
     """[b, A, H] the target's states at all anchors of ``texts``: each predicts the token behind its anchor."""
     found = [state.final[text.anchors.start : text.anchors.stop] for text, state in zip(texts, states, strict=True)]
-    return _padded(found, max(len(text.anchors) for text in texts))
-
-
-def _padded(rows: Sequence[Tensor], size: int) -> Tensor:
-    return torch.stack([functional.pad(row, (0, 0) * (row.dim() - 1) + (0, size - row.shape[0])) for row in rows])
+    return pad_sequence(found, batch_first=True)

@@ -32,10 +32,11 @@ def fit_chain_temperatures(
     """For each pass the temperature of ``GRID`` under which the true tokens of ``texts`` are likeliest."""
     grid = torch.tensor(GRID, device=teacher.embedding.device)
     total = torch.zeros(module.config.steps, len(GRID), device=grid.device)
+    most = ANCHORS.get(grid.device.type, ANCHORS["cpu"])
     for text in texts:
         found = states(text)
-        for start in range(0, len(text.anchors), ANCHORS):
-            batch = make_batch(module.config.steps, teacher, [text], [found], [text.anchors[start : start + ANCHORS]])
+        for start in range(0, len(text.anchors), most):
+            batch = make_batch(module.config.steps, teacher, [text], [found], [text.anchors[start : start + most]])
             hidden = module(batch.taps, batch.embedded, batch.start, teacher.embedding[batch.fed], rope)[0]
             wanted = batch.wanted[0]
             label = torch.where(wanted >= 0, vocabulary.row[wanted], IGNORE)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from redraft.drafts.training.muon import StackedMuon
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -44,9 +46,7 @@ class Optimiser:
         rest = [p for p in named.values() if p.dim() != 2]
         self.parts: list[torch.optim.Optimizer] = []
         if kind == "muon":
-            self.parts.append(
-                torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(StackedMuon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
             self.parts.append(torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), foreach=False))
         else:
             groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

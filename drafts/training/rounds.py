@@ -87,16 +87,19 @@ def _propose(
     hidden = module(batch.taps, batch.anchor, batch.block, rope).flatten(0, 1)
     logits = hidden.to(vocabulary.head.dtype) @ vocabulary.head.T
     wanted = torch.where(batch.label == IGNORE, -1, vocabulary.ids[batch.label.clamp_min(0)]).flatten(0, 1)
-    scale = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=logits.device)
-    token, log_probability = marginals(
-        logits, scale, BRANCH if nodes else 1, vocabulary.ids, _noise(texts, batch.anchor)
-    )
+    noise = _noise(texts, batch.anchor)
+    if nodes == 0 and noise is None:
+        drafted = vocabulary.ids[logits.argmax(-1)]  # as ``marginals`` has it, without their probabilities
+    else:
+        scale = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=logits.device)
+        token, log_probability = marginals(logits, scale, BRANCH if nodes else 1, vocabulary.ids, noise)
+        drafted = token[..., 0]
     if nodes:
-        root = torch.zeros_like(token[:, 0, 0])  # whose token is of no interest here
+        root = torch.zeros_like(drafted[:, 0])  # whose token is of no interest here
         accepted = _down_the_tree(wanted, *block_tree(root, token, log_probability, nodes))
     else:
-        accepted = (token[..., 0] == wanted).long().cumprod(-1).sum(-1)
-    made = (batch.anchor, token[..., 0].view(*shape, -1), accepted.view(shape), wanted.view(*shape, -1))
+        accepted = (drafted == wanted).long().cumprod(-1).sum(-1)
+    made = (batch.anchor, drafted.view(*shape, -1), accepted.view(shape), wanted.view(*shape, -1))
     return tuple(part.cpu() for part in made)
 
 

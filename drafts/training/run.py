@@ -74,6 +74,8 @@ class Run(ABC):
     dev: Sequence[Text]
     cache: TapCache
     out: Path
+    paid: bool = False
+    """Whether the cost of the texts' states is another run's."""
     progress: Progress = field(default_factory=lambda: Progress(0))
 
     method = ""
@@ -151,7 +153,7 @@ class Run(ABC):
 
         States that another run has left count as if they were made here.
         """
-        again = self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts)
+        again = self.paid or (self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts))
         return self.cache.states(text), Flops(target=0 if again else self.teacher.flops(len(text.tokens)))
 
     def _drawn(self, step: int) -> list[int]:

@@ -31,6 +31,8 @@ class TapCache:
     def __init__(self, teacher: Teacher, taps: tuple[int, ...], folder: Path | None, room: int = 0) -> None:
         """``folder``: where to keep states, None keeps none on disk; ``room``: bytes of the device to keep them in."""
         self.teacher, self.taps, self.folder, self.room = teacher, taps, folder, room
+        self.keeps = folder is not None or room > 0
+        """Whether a later pass over the same texts finds their states, as far as there is room."""
         self.read = self.computed = 0
         self.full = False
         """Whether the disk has no room for more; what lies there is still read."""
@@ -42,11 +44,6 @@ class TapCache:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DraftError(f"{folder}: cannot be made ({error})") from None
-
-    @property
-    def keeps(self) -> bool:
-        """Whether a later pass over the same texts finds their states."""
-        return self.folder is not None or self.room > 0
 
     def fill(self, texts: Sequence[Text]) -> None:
         """Have the states of ``texts`` at hand; the target reads what nobody kept, many texts in a pass."""
