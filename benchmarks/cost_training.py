@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft.drafts.dflash_config import DraftError
-from redraft.drafts.shipped import CARD, read_card, shipped_for
+from redraft.drafts.shipped import CARD, read_card, shipped
 from redraft.server.engine.types import RedraftError
 
 UNTRAINED = ("ngram", "none")
@@ -41,11 +41,11 @@ def training(draft: Path | None, facts: Mapping[str, Any]) -> Training:
     if name.rpartition("-")[0] in UNTRAINED or name in UNTRAINED:
         return Training(name, 0.0, "needs no training")
     try:
-        shipped = shipped_for(str(facts.get("target_sha")))
+        folders = list(shipped(str(facts.get("target_sha"))).values())
     except DraftError as error:
         raise RedraftError(str(error)) from None
-    if shipped is not None:
-        found = _from_card(shipped, required=False)
+    for folder in folders:
+        found = _from_card(folder, required=False)
         # with n-gram lookup in the same tree the name has more behind it
         if found.draft and name.startswith((f"{found.draft}-", f"{found.draft}+")):
             return found

@@ -1,4 +1,4 @@
-"""The trained drafts that come with the package (``drafts/checkpoints``).  Torch-free."""
+"""The trained drafts that come with the package: ``drafts/checkpoints/<target>/<draft>``.  Torch-free."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from redraft.drafts.dflash_config import DraftError
 CARD = "card.json"
 
 
-def shipped_for(target_sha: str) -> Path | None:
-    """Folder of the shipped draft whose card names these weights."""
+def shipped(target_sha: str) -> dict[str, Path]:
+    """Folders, by their names, of the shipped drafts whose cards name these weights; the default comes first."""
     root = Path(str(resources.files("redraft.drafts"))) / "checkpoints"
-    for folder in sorted(root.glob("*/")):
-        if (folder / CARD).is_file() and read_card(folder).get("target_sha") == target_sha:
-            return folder
-    return None
+    found = [(read_card(card.parent), card.parent) for card in sorted(root.glob(f"*/*/{CARD}"))]
+    mine = [(card, folder) for card, folder in found if card.get("target_sha") == target_sha]
+    return {folder.name: folder for _, folder in sorted(mine, key=lambda one: not one[0].get("default"))}
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redraft.drafts.draft_config import from_json
-from redraft.drafts.shipped import read_json, shipped_for
+from redraft.drafts.shipped import read_json, shipped
 from redraft.server.engine.draft_errors import as_redraft_error
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.hub import fetch_snapshot
@@ -46,10 +46,15 @@ def resolve_draft(draft: str | None, target: ResolvedTarget, *, offline: bool = 
         raise RedraftError(f"--draft {draft[:80]}: {error}") from None
     if is_folder:
         return ResolvedDraft(str(folder.resolve()))
+    with as_redraft_error():
+        ours = shipped(target.sha)
+    if draft in ours:
+        return ResolvedDraft(str(ours[draft]), "shipped for these weights, as asked")
     if not exists and HUB_ID.fullmatch(draft):
         return ResolvedDraft(str(fetch_snapshot(draft, None, offline, _check_config)))
     raise RedraftError(
-        f"there is no folder {draft}; --draft takes a folder with a trained draft, a hub id (owner/name), ngram or none"
+        f"there is no folder {draft}; --draft takes a folder with a trained draft, a hub id (owner/name), "
+        f"{''.join(f'{name}, ' for name in ours)}ngram or none"
     )
 
 
@@ -69,9 +74,8 @@ def _default(target: ResolvedTarget, offline: bool) -> ResolvedDraft:
 
 def default_draft(target_sha: str) -> ResolvedDraft:
     """What serves these weights where nothing is asked for and nothing is fetched: the shipped draft, else n-gram."""
-    shipped = shipped_for(target_sha)
-    if shipped is not None:
-        return ResolvedDraft(str(shipped), "the shipped draft for these weights")
+    for folder in shipped(target_sha).values():
+        return ResolvedDraft(str(folder), "the shipped draft for these weights")
     return ResolvedDraft("ngram", f"because no trained draft for this target's weights is shipped or known; {TRAIN}")
 
 

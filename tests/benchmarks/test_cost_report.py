@@ -14,7 +14,7 @@ from redraft.benchmarks.cost_training import training
 from redraft.drafts.shipped import read_card
 from redraft.server.engine.types import RedraftError
 
-SHIPPED = Path(__file__).parents[2] / "drafts" / "checkpoints" / "smollm2-135m-dflash"
+SHIPPED = Path(__file__).parents[2] / "drafts" / "checkpoints" / "smollm2-135m-instruct" / "dflash-sft"
 LOAD: dict[str, Any] = {
     "benchmark": "load",
     "complete": True,

@@ -42,7 +42,7 @@ def draft(config: EngineConfig, random_draft: Callable[..., Path], tmp_path: Pat
 def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of shipped drafts, empty."""
     monkeypatch.setattr("redraft.drafts.shipped.resources.files", lambda package: tmp_path / "package")
-    folder = tmp_path / "package" / "checkpoints"
+    folder = tmp_path / "package" / "checkpoints" / "tiny"
     folder.mkdir(parents=True)
     return folder
 
@@ -64,14 +64,14 @@ def refusal(config: EngineConfig, folder: Path) -> str:
 def test_a_folder_serves_with_ngram_lookup_beside_it_or_alone(config: EngineConfig, draft: Path) -> None:
     both = choose(config, draft=str(draft))
     assert both.why == "draft: mine, as asked, with n-gram lookup in the same tree"
-    assert (both.nodes, both.candidates) == (5, 10)
-    alone = choose(config, draft=str(draft), draft_ngram=False, draft_branch=1, max_nodes=7)
+    assert (both.nodes, both.candidates) == (7, 14)
+    alone = choose(config, draft=str(draft), draft_ngram=False, draft_branch=1, max_nodes=5)
     assert alone.why == "draft: mine, as asked"
-    assert (alone.nodes, alone.candidates) == (7, 7)
+    assert (alone.nodes, alone.candidates) == (5, 5)
     embedding = torch.zeros(512, 64)
     merged, block = (choice.make(embedding, lambda: embedding, 64) for choice in (both, alone))
     assert isinstance(merged, MergedDrafter)
-    assert merged.max_nodes == 10
+    assert merged.max_nodes == 14
     assert isinstance(block, DFlashDrafter)
     assert (block.max_nodes, block.branch) == (7, 1)
     assert block.context == merged.context == both.context
@@ -84,7 +84,7 @@ def test_an_eagle3_draft_serves_by_what_its_config_says(
     both = choose(config, draft=str(folder))
     assert both.why == "draft: e, as asked, with n-gram lookup in the same tree"
     assert (both.nodes, both.candidates, both.context.reach, both.context.layers) == (5, 10, 1 + 2 * 4, 2)
-    alone = choose(config, draft=str(folder), draft_ngram=False, draft_branch=1, max_nodes=7)
+    alone = choose(config, draft=str(folder), draft_ngram=False, draft_branch=1, max_nodes=5)
     chain = alone.make(torch.zeros(512, 64), lambda: pytest.fail("its head is its own"), 64)
     assert isinstance(chain, Eagle3Drafter)
     assert (chain.max_nodes, chain.width, chain.steps, alone.context.reach) == (7, 1, 3, 3)
@@ -150,12 +150,13 @@ def test_the_shipped_draft_is_the_one_whose_card_names_these_weights(
     target = Path(config.target)
     (shipped / "a-cardless").mkdir()
     random_draft(target, into=shipped / "b-other", card={"target_sha": "other"})
-    random_draft(target, into=shipped / "c-ours", card={"target_sha": SHA}, block_size=4)
+    random_draft(target, into=shipped / "c-more", card={"target_sha": SHA})
+    random_draft(target, into=shipped / "d-ours", card={"target_sha": SHA, "default": True}, block_size=4)
     choice = choose(config)
-    assert choice.why.startswith("draft: c-ours, the shipped draft for these weights")
+    assert choice.why.startswith("draft: d-ours, the shipped draft for these weights")
     assert choice.context.reach == 4
     # the commands look the default up before there is an engine and say so
-    named = choose(config, draft=str(shipped / "c-ours"), draft_why="the shipped draft for these weights")
+    named = choose(config, draft=str(shipped / "d-ours"), draft_why="the shipped draft for these weights")
     assert named.why == choice.why
     assert choose(config, target_sha="unknown").why.startswith("draft: ngram, because")
 

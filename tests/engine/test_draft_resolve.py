@@ -16,7 +16,7 @@ TARGET = ResolvedTarget(Path("/nowhere"), "tiny", "sha-of-tiny")
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package folder with one shipped draft, made for ``TARGET``."""
-    folder = tmp_path / "package" / "checkpoints" / "tiny-draft"
+    folder = tmp_path / "package" / "checkpoints" / "tiny" / "tiny-draft"
     folder.mkdir(parents=True)
     (folder / "card.json").write_text(json.dumps({"target_sha": "sha-of-tiny"}))
     monkeypatch.setattr("redraft.drafts.shipped.resources.files", lambda package: tmp_path / "package")
@@ -36,6 +36,15 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_shipped_draft_is_the_default_of_its_target_only(shipped: Path) -> None:
     assert resolve_draft(None, TARGET).draft == str(shipped)
     assert resolve_draft(None, ResolvedTarget(Path("/nowhere"), "tiny", "other")).draft == "ngram"
+
+
+def test_a_shipped_draft_is_taken_by_its_name_for_its_target_only(shipped: Path) -> None:
+    found = resolve_draft("tiny-draft", TARGET)
+    assert (found.draft, found.why) == (str(shipped), "shipped for these weights, as asked")
+    with pytest.raises(RedraftError, match=r"hub id \(owner/name\), tiny-draft, ngram or none"):
+        resolve_draft("tiny", TARGET)
+    with pytest.raises(RedraftError, match=r"hub id \(owner/name\), ngram or none"):
+        resolve_draft("tiny-draft", ResolvedTarget(Path("/nowhere"), "tiny", "other"))
 
 
 def test_a_damaged_card_says_which(shipped: Path) -> None:

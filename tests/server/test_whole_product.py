@@ -101,7 +101,7 @@ def test_streamed_and_whole_replies_agree_and_count(server: Server) -> None:
     assert server.metric("redraft_generation_tokens_total") - before == 2 * whole.usage.completion_tokens
     (rounds,) = server.samples("redraft_spec_rounds_total")
     assert rounds.labels["model_name"] == "smollm2-135m"
-    assert rounds.labels["draft"].startswith("smollm2-135m-dflash+ngram-")
+    assert rounds.labels["draft"].startswith("smollm2-135m-dflash-sft+ngram-")
     assert rounds.value == server.metric("redraft_acceptance_length_count")
     assert server.metric("redraft_acceptance_length_sum") == server.metric("redraft_generation_tokens_total")
 
