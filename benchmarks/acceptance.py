@@ -6,7 +6,6 @@ of ``bench speed``.  All ways decode the same requests on one engine, so their o
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from redraft.benchmarks.prompts import PromptFile
 from redraft.benchmarks.stamp import stamp
 from redraft.drafts.base import Drafter
 from redraft.drafts.dflash import DFlashDrafter
+from redraft.drafts.eagle3 import Eagle3Drafter
 from redraft.drafts.merged import MergedDrafter
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.load import build_engine
@@ -31,13 +31,11 @@ EVERY_NODE = 1 << 20
 
 def ways(drafter: Drafter) -> dict[str, Drafter]:
     """The ways to use what an engine was built with, by name."""
-    if not isinstance(drafter, MergedDrafter) or not isinstance(drafter.first, DFlashDrafter):
+    if not isinstance(drafter, MergedDrafter) or not isinstance(drafter.first, DFlashDrafter | Eagle3Drafter):
         return {drafter.name: drafter}
-    chain = copy.copy(drafter.first)
-    chain.branch = 1
     return {
         "n-gram": drafter.second,
-        "chain": chain,
+        "chain": drafter.first.as_chain(),
         "tree": drafter.first,
         "tree + n-gram": drafter,
     }

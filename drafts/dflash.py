@@ -8,6 +8,8 @@ the anchor and its own block (up to itself, where the draft is causal).  From th
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -79,6 +81,12 @@ class DFlashDrafter:
             return layer_ops(cos, sin, eps=config.norm_eps, dtype=embedding.dtype, **sizes)
 
         self.block_ops, self.context_ops = ops(config.heads), ops(0)
+
+    def as_chain(self) -> DFlashDrafter:
+        """The same draft with one token a row."""
+        chain = copy.copy(self)
+        chain.branch = 1
+        return chain
 
     def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Write the context's keys and values of all layers (§3, KV injection)."""

@@ -12,6 +12,8 @@ the pairs of drafted nodes while the tree grows.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -89,6 +91,12 @@ class Eagle3Drafter:
             return layer_ops(cos, sin, eps=config.norm_eps, dtype=embedding.dtype, **sizes)
 
         self.node_ops, self.context_ops = ops(config.heads), ops(0)
+
+    def as_chain(self) -> Eagle3Drafter:
+        """The same draft with one node a depth."""
+        chain = copy.copy(self)
+        chain.width = 1
+        return chain
 
     def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Write the rows' features, and the keys and values of their pairs."""
