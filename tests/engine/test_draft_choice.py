@@ -73,7 +73,7 @@ def test_a_folder_serves_with_ngram_lookup_beside_it_or_alone(config: EngineConf
     assert isinstance(merged, MergedDrafter)
     assert merged.max_nodes == 14
     assert isinstance(block, DFlashDrafter)
-    assert (block.max_nodes, block.branch) == (7, 1)
+    assert (block.max_nodes, block.branch) == (5, 1)
     assert block.context == merged.context == both.context
 
 
@@ -83,11 +83,11 @@ def test_an_eagle3_draft_serves_by_what_its_config_says(
     folder = random_draft(Path(config.target), kind="eagle3", into=tmp_path / "e", kept=range(40), steps=3)
     both = choose(config, draft=str(folder))
     assert both.why == "draft: e, as asked, with n-gram lookup in the same tree"
-    assert (both.nodes, both.candidates, both.context.reach, both.context.layers) == (5, 10, 1 + 2 * 4, 2)
+    assert (both.nodes, both.candidates, both.context.reach, both.context.layers) == (7, 14, 1 + 2 * 4, 2)
     alone = choose(config, draft=str(folder), draft_ngram=False, draft_branch=1, max_nodes=5)
     chain = alone.make(torch.zeros(512, 64), lambda: pytest.fail("its head is its own"), 64)
     assert isinstance(chain, Eagle3Drafter)
-    assert (chain.max_nodes, chain.width, chain.steps, alone.context.reach) == (7, 1, 3, 3)
+    assert (chain.max_nodes, chain.width, chain.steps, alone.context.reach) == (5, 1, 3, 3)
     engine = build_engine(replace(config, draft=str(folder), self_check=False))
     assert engine.info.draft.startswith("e+ngram-")
     assert engine.drafter.context == both.context
