@@ -57,9 +57,9 @@ Draft = Annotated[
     str | None,
     typer.Option(
         envvar="REDRAFT_DRAFT",
-        help="What proposes tokens: a trained draft (its folder, its hub id, or a shipped one's name, such as eagle3), ngram "
-        "(what followed the same tokens before) or none (plain decoding). By default the shipped draft if it was trained for this target's weights, "
-        "then a published one, then ngram. The choice is printed.",
+        help="What proposes tokens: a trained draft (its folder, its hub id, or a shipped one's name, such as eagle3), "
+        "ngram (what followed the same tokens before) or none (plain decoding). By default the shipped draft if it was "
+        "trained for this target's weights, then a published one, then ngram. The choice is printed.",
     ),
 ]
 DraftNgram = Annotated[
