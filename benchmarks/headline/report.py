@@ -27,7 +27,8 @@ from redraft.server.engine.types import RedraftError
 NAME = "headline"
 LEGEND = (
     f"τ: tokens of all prompts over rounds of all prompts. Intervals: {SHARE:.0%}, {DRAWS} draws of prompts in pairs; "
-    "* where they leave out 0. Seconds are each process's own: processes that share a GPU slow one another."
+    "* where they leave out 0. They tell of other prompts, not of another seed of training. Seconds are each process's "
+    "own: processes that share a GPU slow one another."
 )
 
 
