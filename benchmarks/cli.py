@@ -44,6 +44,17 @@ app.command()(cost)
 app.command()(stall)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def headline(context: typer.Context) -> None:
+    """Train EAGLE-3, DFlash and Draft-OPD drafts with equal operations, and report (redraft bench headline --help)."""
+    from redraft.benchmarks.headline.__main__ import main
+
+    main(context.args, ("redraft", "bench", "headline"))
+
+
 @app.command()
 def speed(
     context: typer.Context,

@@ -17,6 +17,8 @@ from redraft.drafts.training.settings import SftSettings
 from redraft.server.train_start import Settings
 
 TRUNK = "trunk"
+TRUNK_FLOPS, ARM_FLOPS = 2e15, 1e15
+"""Operations, where the command does not say."""
 DECAY = 0.4
 """Share of an arm in which the rate falls."""
 

@@ -85,7 +85,7 @@ def train_arm(bench: Bench, arm: Arm, budget: float, finish: float) -> bool:
             config = replace(config, tree_temperatures=run.temperatures())
     # a trunk's weights are gone on from: they keep their precision
     dtype = torch.float32 if not run.settings.decay_share else torch.bfloat16
-    noted = card(bench.target, run, bench.data, start)
+    noted = card(bench.target, run, bench.data, start) | {"planned_flops": budget}
     write_draft(folder / DRAFT, config, run.module.state_dict(), kept, noted, dtype)
     p = run.progress
     tau = "not measured" if p.tau is None else f"{p.tau:.3f}"
