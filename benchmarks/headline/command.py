@@ -36,6 +36,7 @@ def train(options: argparse.Namespace, command: Sequence[str]) -> None:
     except OSError as error:
         raise RedraftError(f"cannot write {options.out} ({error.strerror}); choose another --out") from None
     bench, answers = prepare(options)
+    bench.command = command
     card = torch.cuda.get_device_name() if bench.teacher.embedding.is_cuda else None
     told = stamp(command, card)
     for arm in wanted:

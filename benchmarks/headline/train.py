@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,8 @@ class Bench:
     """``time.monotonic()`` at which to save and stop, finished or not."""
     measure_every: int = 50
     save_every: int = 400
+    command: Sequence[str] = ()
+    """For the cards; paths are told by their names."""
     room: int | None = None
     """Bytes of a GPU's memory for the target's states; None: half of what is free."""
     caches: dict[tuple[int, ...], TapCache] = field(default_factory=dict)
@@ -85,7 +88,8 @@ def train_arm(bench: Bench, arm: Arm, budget: float, finish: float) -> bool:
             config = replace(config, tree_temperatures=run.temperatures())
     # a trunk's weights are gone on from: they keep their precision
     dtype = torch.float32 if not run.settings.decay_share else torch.bfloat16
-    noted = card(bench.target, run, bench.data, start) | {"planned_flops": budget}
+    command = shlex.join(Path(word).name if "/" in word else word for word in bench.command)
+    noted = card(bench.target, run, bench.data, start) | {"planned_flops": budget, "command": command}
     write_draft(folder / DRAFT, config, run.module.state_dict(), kept, noted, dtype)
     p = run.progress
     tau = "not measured" if p.tau is None else f"{p.tau:.3f}"

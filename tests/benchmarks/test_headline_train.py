@@ -110,7 +110,9 @@ def test_arms_go_on_from_the_trunk_as_it_was(runs: Path) -> None:
             if tensor.is_floating_point() and not torch.equal(tensor.bfloat16(), trunk.tensors[name].bfloat16())
         ]
         assert moved
-    assert "before" not in card(runs, "eagle3")
+    eagle3 = card(runs, "eagle3")
+    assert "before" not in eagle3
+    assert eagle3["command"].startswith("python -m redraft.benchmarks.headline train --target target --data texts.jsonl")
 
 
 def test_rate_rises_stays_and_falls_in_the_arms_and_does_not_fall_in_the_trunk(runs: Path) -> None:
