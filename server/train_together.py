@@ -31,6 +31,9 @@ class Accelerated(Together):
 
     def __init__(self, cpu: bool) -> None:
         """Wait for the others; on GPUs, that of this process becomes torch's current one."""
+        devices = torch.cuda.device_count()
+        if not cpu and int(os.environ["LOCAL_RANK"]) >= devices:
+            raise RedraftError(f"there are more processes than the {devices} GPUs that torch sees; launch {devices}")
         try:
             from accelerate import PartialState
             from accelerate.utils import reduce
@@ -38,9 +41,6 @@ class Accelerated(Together):
             raise RedraftError(
                 "training in several processes needs accelerate; install it with: pip install 'redraft[distributed]'"
             ) from None
-        local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if not cpu and local >= devices:
-            raise RedraftError(f"there are more processes than the {devices} GPUs that torch sees; launch {devices}")
         self.state, self.reduce = PartialState(cpu=cpu, timeout=PATIENCE), reduce
         self.rank, self.size = self.state.process_index, self.state.num_processes
         self.device = torch.device("cpu") if cpu else self.state.device

@@ -78,15 +78,18 @@ def test_sft(make_run, together: Together, tmp_path: Path, shared: Path, changes
         assert len((shared / "log.jsonl").read_text().splitlines()) == 6
     else:
         assert run.progress.tau is None, "one process measures"
-    states = make_run(tmp_path / "kept", states=shared / "states", micro_batch=1, **changes)
-    states.together = together
-    assert train(states)
-    assert_alike_but_for_flops(states, run)
 
 
-def assert_alike_but_for_flops(run: Run, other: Run) -> None:
-    run.progress.flops = other.progress.flops
-    assert_alike(run, other)
+def test_states_on_disk_are_shared(make_run, together: Together, tmp_path: Path, shared: Path) -> None:
+    alone = make_run(tmp_path / "alone", states=tmp_path / "states", micro_batch=1, batch=8)
+    run = make_run(shared, states=shared / "states", micro_batch=1, batch=8)  # some text is in both shares
+    run.together = together
+    assert train(alone)
+    assert train(run)
+    assert_alike(run, alone)
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "states", shared / "states")]
+    assert names[0] == names[1]
+    assert not run.cache.full
 
 
 OPD: dict[str, dict[str, Any]] = {
