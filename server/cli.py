@@ -151,3 +151,7 @@ def bench(context: typer.Context) -> None:
 def main() -> None:
     """Entry point of the console script."""
     app(prog_name="redraft")
+
+
+if __name__ == "__main__":  # launchers take a module
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.run import Run
 from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
+from redraft.drafts.training.together import ALONE, Together
 from redraft.server.engine.draft_errors import as_redraft_error
 from redraft.server.engine.hardware import choose_device, choose_dtype
 from redraft.server.engine.progress import say
@@ -33,6 +35,7 @@ from redraft.server.text import TextTokenizer
 from redraft.server.train_card import card
 from redraft.server.train_display import display, interruptible
 from redraft.server.train_start import Settings, first_draft, kept_tokens
+from redraft.server.train_together import gathered
 
 DRAFT, STATE, STATES = "draft", "state", "target-states"
 """Folders of a run: the finished draft, what a run goes on from, and the target's states."""
@@ -82,12 +85,13 @@ def train_draft(
     dtype: str,
 ) -> None:
     """Train a draft of ``target`` on the texts of ``data``; raises ``RedraftError`` for what the user can mend."""
-    with as_redraft_error():
+    with as_redraft_error(), gathered(device) as together:
         spec = read_spec(Path(target.path))
         place, why_place = choose_device(device)
         # measured on a CPU with AVX512-BF16: fp32 products of many rows take half of bf16's time (docs/log.md)
         kind, _ = choose_dtype("fp32" if dtype == "auto" and place.type == "cpu" else dtype, place)
-        say(f"{why_place}; training in {str(kind).removeprefix('torch.')}")
+        shared = f", in {together.size} processes" if together.size > 1 else ""
+        say(f"{why_place}; training in {str(kind).removeprefix('torch.')}{shared}")
         encode = ChatEncode(TextTokenizer.from_folder(Path(target.path)), spec.eos_token_ids[0])
         texts = read_texts(data, encode, spec.vocab, settings.max_length)
         held_out = development(read_texts(dev, encode, spec.vocab, settings.max_length), options) if dev else []
@@ -99,29 +103,28 @@ def train_draft(
         if start is not None:
             settings = replace(settings, start=start.version)
         kept = kept_tokens(settings, spec, texts, start)
-        run = make_run(spec, teacher, texts, held_out, settings, options, kept, start)
-        finished = _run(run, options)
-        if finished:
-            config = run.config
-            if held_out:
-                with run.mixed():
-                    fitted = run.temperatures()
-                config = replace(config, tree_temperatures=fitted)
-                say(f"temperatures of the tree's scores: {', '.join(map(str, fitted))}")
-            try:
-                write_draft(
-                    options.out / DRAFT,
-                    config,
-                    run.module.state_dict(),
-                    kept,
-                    card(target, run, data, start),
-                )
-            except (OSError, SafetensorError) as error:
-                raise DraftError(
-                    f"{options.out / DRAFT}: the draft could not be written ({error}); its training is saved. "
-                    "Make room and run the same command again"
-                ) from None
-            say(f"The draft is in {options.out / DRAFT}; serve it with --draft {options.out / DRAFT}")
+        run = make_run(spec, teacher, texts, held_out, settings, options, kept, start, together)
+        if _run(run, options):
+            told = card(target, run, data, start)
+            together.on_main(partial(_finish, run, options.out / DRAFT, kept, told))
+
+
+def _finish(run: Run, folder: Path, kept: tuple[int, ...] | None, told: dict[str, Any]) -> None:
+    """Fit temperatures and write the draft."""
+    config = run.config
+    if run.dev:
+        with run.mixed():
+            fitted = run.temperatures()
+        config = replace(config, tree_temperatures=fitted)
+        say(f"temperatures of the tree's scores: {', '.join(map(str, fitted))}")
+    try:
+        write_draft(folder, config, run.module.state_dict(), kept, told)
+    except (OSError, SafetensorError) as error:
+        raise DraftError(
+            f"{folder}: the draft could not be written ({error}); its training is saved. "
+            "Make room and run the same command again"
+        ) from None
+    say(f"The draft is in {folder}; serve it with --draft {folder}")
 
 
 def development(texts: Sequence[Text], options: RunOptions) -> list[Text]:
@@ -144,6 +147,7 @@ def make_run(
     options: RunOptions,
     kept: tuple[int, ...] | None,
     start: Checkpoint | None = None,
+    together: Together = ALONE,
 ) -> Run:
     """Everything of a run, resumed if ``options.out`` has a save.  ``kept`` is the draft's vocabulary."""
     longest = max(len(text.tokens) for text in (*texts, *dev))
@@ -167,6 +171,7 @@ def make_run(
         "dev": dev,
         "cache": TapCache(teacher, config.taps, (options.states or options.out / STATES) if keep else None, room),
         "out": options.out / STATE,
+        "together": together,
     }
     if isinstance(settings, OpdSettings):
         kind = Eagle3Opd if isinstance(config, Eagle3Config) else Opd

@@ -31,6 +31,7 @@ def card(target: ResolvedTarget, run: Run, data: Sequence[Path], start: Checkpoi
         "training_seconds": round(progress.seconds),
         "training_flops": asdict(progress.flops),
         "development_tau": progress.tau,
+        **({"processes": run.together.size} if run.together.size > 1 else {}),
         "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
         "settings": run.settings.asked,
         "torch": torch.__version__,

@@ -34,7 +34,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def display(run: Run) -> Iterator[Callable[[Progress], None]]:
     """A bar in a terminal, a line every half minute elsewhere."""
-    if not sys.stderr.isatty():
+    if run.together.rank > 0 or not sys.stderr.isatty():
         shown = 0.0
 
         def line(progress: Progress) -> None:

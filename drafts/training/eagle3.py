@@ -39,6 +39,7 @@ class Eagle3(Eagle3Run):
         loss = torch.zeros((), device=self.teacher.embedding.device)
         tally = torch.zeros(2, self.config.steps, device=loss.device)
         spent = Flops()
+        texts = self.together.share(texts)
         for start in range(0, len(texts), settings.micro_batch):
             part = texts[start : start + settings.micro_batch]
             states, read = zip(*(self.states(text) for text in part), strict=True)
@@ -47,6 +48,7 @@ class Eagle3(Eagle3Run):
             loss += made.detach() / total
             tally += right
             spent = sum((*read, self._spent(part)), spent)
+        self.together.sum_([loss, tally])
         share = (tally[0] / tally[1].clamp_min(1)).tolist()
         figures = {f"alpha_{i}": round(of, 4) for i, of in enumerate(share)}
         return Made(loss, sum(map(sum, counts)), spent, figures)

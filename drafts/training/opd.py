@@ -88,7 +88,7 @@ class OnPolicy(Run):
         """``form`` of rows [N, H] and their teachers, [N] with gradients, and what both passes cost."""
 
     def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
-        """One step; ``loss`` is the objective of the whole step."""
+        """``loss`` is the objective of the whole step."""
         plans, spent = self._plans(texts, generator)
         shares = self._shares(plans)
         sums = torch.zeros(3, device=self.teacher.embedding.device)
@@ -97,26 +97,36 @@ class OnPolicy(Run):
             made[0].backward()  # type: ignore[no-untyped-call]
             sums += made.detach()
             spent += cost
-        rounds = sum(plan.decoded for plan in plans)
+        self.together.sum_([sums])
+        rounds, tokens, taught = self.together.total(
+            sum(plan.decoded for plan in plans),
+            sum(plan.tokens for plan in plans),
+            sum(int(plan.streams.taught.sum()) for plan in plans),
+        )
         figures = {
-            "rounds": float(rounds),
-            "train_tau": sum(plan.tokens for plan in plans) / max(rounds, 1),
+            "rounds": rounds,
+            "train_tau": tokens / max(rounds, 1),
             "accepted": sums[1].item(),
             "rejected": sums[2].item(),
         }
-        taught = sum(int(plan.streams.taught.sum()) for plan in plans)
-        return Made(sums[0], taught, spent, figures)
+        return Made(sums[0], int(taught), spent, figures)
 
     def _plans(self, texts: Sequence[Text], generator: torch.Generator) -> tuple[list[Plan], Flops]:
-        """The rounds of ``texts`` with the weights as they are."""
-        settings, spent = self.settings, Flops()
+        """The rounds of this process's share of ``texts``, with the weights as they are."""
+        settings, spent, share = self.settings, Flops(), self.together.share
+        orders: list[Tensor | None] = [None] * len(texts)
+        if settings.anchors == "random":
+            orders = [torch.randperm(len(text.anchors), generator=generator) for text in texts]
+        texts, orders = share(texts), list(share(orders))
+        if not texts:
+            return [], spent
         states, read = zip(*(self.states(text) for text in texts), strict=True)
         proposed, costs = self.proposed(texts, states)
-        plans = []
-        for text, mine, everywhere, cost in zip(texts, states, proposed, map(Flops.__add__, read, costs), strict=True):
+        costs, plans = list(map(Flops.__add__, read, costs)), []
+        for text, mine, everywhere, order, cost in zip(texts, states, proposed, orders, costs, strict=True):
             visited = decoded = walk(everywhere.accepted.tolist())
-            if settings.anchors == "random":
-                visited = torch.randperm(len(text.anchors), generator=generator)[: len(decoded)].sort().values.tolist()
+            if order is not None:
+                visited = order[: len(decoded)].sort().values.tolist()
             rounds = everywhere.at(visited)
             streams = make_streams(rounds, settings, self.ends)
             plans.append(Plan(text, mine, rounds, streams, len(text.anchors), len(decoded)))
@@ -124,11 +134,13 @@ class OnPolicy(Run):
         return plans, spent
 
     def _shares(self, plans: Sequence[Plan]) -> Shares:
-        """An empty stream has no mean and is left out of the mean of means."""
+        """Of the whole step.  An empty stream has no mean and is left out of the mean of means."""
         settings = self.settings
-        accepted = sum(plan.streams.accepted.sum().item() for plan in plans)
-        rejected = sum(plan.streams.rejected.sum().item() for plan in plans)
-        blocks = sum(int(plan.streams.taught[:, 0].sum()) for plan in plans)
+        accepted, rejected, blocks = self.together.total(
+            sum(plan.streams.accepted.sum().item() for plan in plans),
+            sum(plan.streams.rejected.sum().item() for plan in plans),
+            sum(int(plan.streams.taught[:, 0].sum()) for plan in plans),
+        )
         weights = (settings.accepted_weight * (accepted > 0), settings.rejected_weight * (rejected > 0))
         if settings.aggregate == "pooled":
             total = max(weights[0] * accepted + weights[1] * rejected, 1e-9)

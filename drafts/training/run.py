@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from redraft.drafts.training.run_state import facts_of, load_state, newest, save
 from redraft.drafts.training.settings import RunSettings, require_same
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.drafts.training.teacher import States, Teacher
+from redraft.drafts.training.together import ALONE, Together
 
 
 @dataclass(slots=True)
@@ -52,12 +54,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one step's passes came to; gradients are in the module."""
+    """What one step's passes came to, over all processes; gradients of this one's share are in the module."""
 
     loss: Tensor
     labels: int
     """Rows that were taught."""
     flops: Flops
+    """Of this process's share."""
     figures: dict[str, float]
 
 
@@ -77,6 +80,7 @@ class Run(ABC):
     paid: bool = False
     """Whether the cost of the texts' states is another run's."""
     progress: Progress = field(default_factory=lambda: Progress(0))
+    together: Together = ALONE
 
     method = ""
     """Of the draft that comes out, for its card."""
@@ -102,7 +106,11 @@ class Run(ABC):
 
     @abstractmethod
     def teach(self, texts: Sequence[Text], generator: torch.Generator) -> Made:
-        """Put the gradients of one step over ``texts`` into the module; ``generator`` is the step's own."""
+        """Put the gradients of this process's share of a step over ``texts`` into the module.
+
+        What is divided by is the whole step's.  ``generator`` is the step's own: whatever is drawn is drawn for all
+        texts, so that it is the same in every process.
+        """
 
     def run(
         self, tell: Callable[[Progress], None], stop: Callable[[], bool], measure_every: int, save_every: int
@@ -110,20 +118,19 @@ class Run(ABC):
         """Train up to ``settings.steps``; returns False if ``stop`` asked for an end before.
 
         ``tell`` is called after every step.  The state is saved every ``save_every`` steps and at the end, however it
-        comes; a ``DraftError`` of saving leaves the save before.
+        comes; a ``DraftError`` of saving leaves the save before.  Of several processes the main one measures, logs,
+        tells and saves; a stop that any was asked for stops all after the same step.
         """
         done = True
-        self._forget_unsaved()
+        report = partial(self._report, tell, measure_every)
+        self.together.on_main(self._forget_unsaved)
         while self.progress.step < self.settings.steps:
             self.step()
             step, last = self.progress.step, self.progress.step == self.settings.steps
-            if self.dev and (step % measure_every == 0 or last):
-                self.progress.tau = self.measure().tau
-            self._log()
-            tell(self.progress)
-            done = last or not stop()
+            self.together.on_main(report)
+            done = last or not self.together.any(stop())
             if step % save_every == 0 or last or not done:
-                self.save()
+                self.together.on_main(self.save)
             if not done:
                 break
         return done
@@ -134,8 +141,9 @@ class Run(ABC):
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
         # neighbours in length share a pass, so that little of it is padding
         texts = sorted((self.texts[i] for i in self._drawn(number)), key=lambda text: len(text.tokens))
-        self.cache.fill(texts)
+        self.cache.fill(self.together.share(texts))
         made = self.teach(texts, generator)
+        flops = self._summed(made.flops)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
         if not (torch.isfinite(made.loss) and torch.isfinite(norm)):
             raise DraftError(
@@ -144,17 +152,32 @@ class Run(ABC):
         self.optimiser.step(settings.schedule(number))
         seconds = time.perf_counter() - begun
         progress.step, progress.labels = number + 1, progress.labels + made.labels
-        progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + made.flops
+        progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops
         progress.loss, progress.norm, progress.figures = made.loss.item(), float(norm), made.figures
         progress.recent_rate = made.labels / seconds
+
+    def _summed(self, flops: Flops) -> Flops:
+        """Sum gradients, in place, and ``flops`` over all processes."""
+        counts = torch.tensor([flops.target, flops.draft, flops.head])
+        gradients = []
+        if self.together.size > 1:
+            for parameter in self.module.parameters():
+                if parameter.grad is None:  # there were fewer texts than processes
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        self.together.sum_([counts, *gradients])
+        return Flops(*counts.tolist())
 
     def states(self, text: Text) -> tuple[States, Flops]:
         """The target's states of ``text``, and what they cost: nothing in later passes over kept ones.
 
         States that another run has left count as if they were made here.
         """
-        again = self.paid or (self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts))
-        return self.cache.states(text), Flops(target=0 if again else self.teacher.flops(len(text.tokens)))
+        found = self.cache.states(text)
+        again = self.cache.keeps and self.progress.step * self.settings.batch >= len(self.texts)
+        if self.together.size > 1:  # what another process keeps on its device is of no use to this one
+            again = again and text not in self.cache.fresh
+        return found, Flops(target=0 if self.paid or again else self.teacher.flops(len(text.tokens)))
 
     def _drawn(self, step: int) -> list[int]:
         """Texts of a step: every pass over the data is a permutation of its own."""
@@ -198,6 +221,13 @@ class Run(ABC):
         noted = self.facts | {name: getattr(self.progress, name) for name in ("labels", "seconds", "tau")}
         noted["flops"] = asdict(self.progress.flops)
         save_state(self.out, self.progress.step, self.module, self.optimiser, noted)
+
+    def _report(self, tell: Callable[[Progress], None], measure_every: int) -> None:
+        """Measure if it is time to, log and tell."""
+        if self.dev and (self.progress.step % measure_every == 0 or self.progress.step == self.settings.steps):
+            self.progress.tau = self.measure().tau
+        self._log()
+        tell(self.progress)
 
     def _log(self) -> None:
         """A line of ``log.jsonl`` for this step."""

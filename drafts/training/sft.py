@@ -28,11 +28,12 @@ class Sft(DFlashRun):
         """The loss is the mean per label, weighted along the block."""
         settings = self.settings
         anchors = [draw_anchors(text, settings.anchors, generator) for text in texts]
-        drafted = self.config.drafted
+        drafted, share = self.config.drafted, self.together.share
         total = sum(min(drafted, len(t.tokens) - 1 - a) for t, drawn in zip(texts, anchors, strict=True) for a in drawn)
         loss = torch.zeros((), device=self.teacher.embedding.device)
         first = torch.zeros(2, device=loss.device)
         spent = Flops()
+        texts, anchors = share(texts), list(share(anchors))
         for start in range(0, len(texts), settings.micro_batch):
             part = slice(start, start + settings.micro_batch)
             states, read = zip(*(self.states(text) for text in texts[part]), strict=True)
@@ -42,6 +43,7 @@ class Sft(DFlashRun):
             loss += made.detach() / total
             first += label
             spent = sum((*read, self._spent(batch)), spent)
+        self.together.sum_([loss, first])
         return Made(loss, total, spent, {"first": (first[0] / first[1].clamp_min(1)).item()})
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ half file.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ class TapCache:
         self.resident: dict[Text, States] = {}
         self.held: dict[Text, States] = {}
         """Of the texts that were last asked for together."""
+        self.fresh: set[Text] = set()
+        """Those of them that the target had to read."""
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ class TapCache:
             if text not in self.resident and size <= self.room:
                 self.room -= size
                 self.resident[text] = states
-        self.held = found
+        self.held, self.fresh = found, set(missing)
 
     def states(self, text: Text) -> States:
         """[S, n * H] and [S, H] of ``text``, in the dtype of the teacher's embedding."""
@@ -95,7 +98,7 @@ class TapCache:
         path = self._path(text)
         if path is None or self.full:
             return
-        draft = path.with_suffix(".part")
+        draft = path.with_suffix(f".{os.getpid()}.part")  # another process may be at the same text
         try:
             if shutil.disk_usage(path.parent).free < SPARE:
                 self.full = True

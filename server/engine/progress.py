@@ -10,15 +10,26 @@ PLAIN_LINES = 4
 """Lines a finished task leaves behind where there is no terminal."""
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """Tell nothing more in this process: another one tells the same."""
+    global _hushed
+    _hushed = True
+
+
 def say(line: str) -> None:
     """One line for the operator, on stderr and at once."""
+    if _hushed:
+        return
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - stderr is the operator's screen, stdout carries results
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show ``title`` with a bar of ``total`` units; the yielded function advances it."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _hushed:
         with _bar(title, total) as advance:
             yield advance
     else:
