@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from redraft.drafts.training.eagle3_opd import Eagle3Opd
 from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd import Opd
 from redraft.drafts.training.opd_settings import OpdSettings
-from redraft.drafts.training.run import Run
+from redraft.drafts.training.run import Progress, Run
 from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.drafts.training.together import ALONE, Together
@@ -34,11 +35,12 @@ from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.text import TextTokenizer
 from redraft.server.train_card import card
 from redraft.server.train_display import display, interruptible
+from redraft.server.train_events import events
 from redraft.server.train_start import Settings, first_draft, kept_tokens
 from redraft.server.train_together import gathered
 
-DRAFT, STATE, STATES = "draft", "state", "target-states"
-"""Folders of a run: the finished draft, what a run goes on from, and the target's states."""
+DRAFT, STATE, STATES, EVENTS = "draft", "state", "target-states", "events"
+"""Folders of a run: the finished draft, what a run goes on from, the target's states, and TensorBoard's events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class RunOptions:
     dev_limit: int = 40
     dev_tokens: int = 128
     """Of each answer on which τ is measured."""
+    tensorboard: bool = False
+    """Whether every step's scalars are written as events."""
 
 
 class ChatEncode:
@@ -198,7 +202,15 @@ def _run(run: Run, options: RunOptions) -> bool:
         say(f"going on from step {run.progress.step}")
     if run.progress.step >= run.settings.steps:
         return True
-    with interruptible() as stop, display(run) as tell:
+    with ExitStack() as opened:
+        stop, show = opened.enter_context(interruptible()), opened.enter_context(display(run))
+        note = opened.enter_context(events(options.out / EVENTS, run.progress.step)) if options.tensorboard else None
+
+        def tell(progress: Progress) -> None:
+            show(progress)
+            if note is not None:
+                note(progress)
+
         finished = run.run(tell, stop, options.measure_every, options.save_every)
     if not finished:
         say(f"stopped at step {run.progress.step}, saved; the same command goes on from there")

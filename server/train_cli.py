@@ -39,6 +39,7 @@ from redraft.server.train_options import (
     Start,
     Steps,
     Taps,
+    TensorBoard,
     Warmup,
     WeightDecay,
     numbers,
@@ -130,6 +131,7 @@ def sft(
     save_every: SaveEvery = 50,
     dev_limit: DevLimit = 40,
     keep_states: KeepStates = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train a DFlash draft on its target's own texts (supervised; arXiv 2602.06036)."""
     with mendable_errors():
@@ -177,6 +179,7 @@ def sft(
             measure_every=measure_every,
             save_every=save_every,
             dev_limit=dev_limit,
+            tensorboard=tensorboard,
         )
         resolved = resolve_target(target, revision=revision, offline=offline)
         train_draft(resolved, data, dev or [], settings, options, device, dtype)

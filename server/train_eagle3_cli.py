@@ -31,6 +31,7 @@ from redraft.server.train_options import (
     States,
     Steps,
     Taps,
+    TensorBoard,
     Warmup,
     WeightDecay,
     numbers,
@@ -85,6 +86,7 @@ def eagle3(
     dev_limit: DevLimit = 40,
     keep_states: KeepStates = None,
     states: States = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train an EAGLE-3 draft on its target's own texts (training-time test; arXiv 2503.01840)."""
     with mendable_errors():
@@ -102,6 +104,6 @@ def eagle3(
         except DraftError as error:
             raise RedraftError(str(error)) from None
         keep = True if states is not None else keep_states
-        options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit)
+        options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit, tensorboard=tensorboard)
         resolved = resolve_target(target, revision=revision, offline=offline)
         train_draft(resolved, data, dev or [], settings, options, device, dtype)

@@ -26,6 +26,7 @@ from redraft.server.train_options import (
     SaveEvery,
     States,
     Steps,
+    TensorBoard,
     Warmup,
     WeightDecay,
 )
@@ -100,6 +101,7 @@ def opd(
         typer.Option(help="Keep the target's states on disk. By default if the run passes over the texts repeatedly."),
     ] = None,
     states: States = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train a DFlash draft on its own rejected tokens (Draft-OPD; arXiv 2605.29343)."""
     with mendable_errors():
@@ -135,6 +137,6 @@ def opd(
         except DraftError as error:
             raise RedraftError(str(error)) from None
         keep = True if states is not None else keep_states
-        options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit)
+        options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit, tensorboard=tensorboard)
         resolved = resolve_target(target, revision=revision, offline=offline)
         train_draft(resolved, data, dev or [], settings, options, device, dtype)

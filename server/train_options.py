@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +64,19 @@ KeepStates = Annotated[
         help="Keep the target's states on disk, 2 bytes times hidden size times taps + 1 for every token. "
         "By default if the run passes over the texts more than once; on a GPU they stay in its memory instead."
     ),
+]
+
+
+def _installed(value: bool) -> bool:
+    """``value``, refused where events are wanted and what writes them is missing."""
+    if value and find_spec("tensorboard") is None:
+        raise typer.BadParameter("the package that writes events is not installed: pip install tensorboard")
+    return value
+
+
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", callback=_installed, help="Write scalars of every step to events/ for TensorBoard."),
 ]
 
 

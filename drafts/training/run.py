@@ -48,6 +48,10 @@ class Progress:
     """Of the last step, what the way of training tells besides."""
     tau: float | None = None
     """Greedy chain acceptance length on the development texts, when last measured."""
+    measured: int = 0
+    """Step after which this process last measured it; 0 if it has not."""
+    rate: float = 0.0
+    """Learning rate of the last step."""
     recent_rate: float = 0.0
     """Labels per second of the last step."""
 
@@ -149,12 +153,13 @@ class Run(ABC):
             raise DraftError(
                 f"loss or gradient are not finite at step {number}; the last save is from before. Try a lower --rate"
             )
-        self.optimiser.step(settings.schedule(number))
+        share = settings.schedule(number)
+        self.optimiser.step(share)
         seconds = time.perf_counter() - begun
         progress.step, progress.labels = number + 1, progress.labels + made.labels
         progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops
         progress.loss, progress.norm, progress.figures = made.loss.item(), float(norm), made.figures
-        progress.recent_rate = made.labels / seconds
+        progress.rate, progress.recent_rate = settings.rate * share, made.labels / seconds
 
     def _summed(self, flops: Flops) -> Flops:
         """Sum gradients, in place, and ``flops`` over all processes."""
@@ -225,7 +230,7 @@ class Run(ABC):
     def _report(self, tell: Callable[[Progress], None], measure_every: int) -> None:
         """Measure if it is time to, log and tell."""
         if self.dev and (self.progress.step % measure_every == 0 or self.progress.step == self.settings.steps):
-            self.progress.tau = self.measure().tau
+            self.progress.tau, self.progress.measured = self.measure().tau, step
         self._log()
         tell(self.progress)
 
@@ -233,8 +238,7 @@ class Run(ABC):
         """A line of ``log.jsonl`` for this step."""
         p = self.progress
         line: dict[str, Any] = {"step": p.step, "labels": p.labels, "seconds": round(p.seconds, 2)}
-        line |= {"flops": asdict(p.flops), "loss": p.loss, **p.figures, "norm": p.norm, "tau": p.tau}
-        line["rate"] = self.settings.rate * self.settings.schedule(p.step - 1)
+        line |= {"flops": asdict(p.flops), "loss": p.loss, **p.figures, "norm": p.norm, "tau": p.tau, "rate": p.rate}
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with (self.out / "log.jsonl").open("a") as log:
