@@ -117,8 +117,7 @@ def _finish(run: Run, folder: Path, kept: tuple[int, ...] | None, told: dict[str
     """Fit temperatures and write the draft."""
     config = run.config
     if run.dev:
-        with run.mixed():
-            fitted = run.temperatures()
+        fitted = run.temperatures()
         config = replace(config, tree_temperatures=fitted)
         say(f"temperatures of the tree's scores: {', '.join(map(str, fitted))}")
     try:

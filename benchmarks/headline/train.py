@@ -84,8 +84,7 @@ def train_arm(bench: Bench, arm: Arm, budget: float, finish: float) -> bool:
         return False
     config = run.config
     if bench.dev and run.settings.decay_share:
-        with run.mixed():
-            config = replace(config, tree_temperatures=run.temperatures())
+        config = replace(config, tree_temperatures=run.temperatures())
     # a trunk's weights are gone on from: they keep their precision
     dtype = torch.float32 if not run.settings.decay_share else torch.bfloat16
     command = shlex.join(Path(word).name if "/" in word else word for word in bench.command)

@@ -12,11 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from redraft.drafts.training.blocks import Vocabulary, make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.loss import IGNORE
-from redraft.drafts.training.module import DFlashModule
-from redraft.drafts.training.teacher import States, Teacher
 
 GRID = tuple(0.5 * 1.07**i for i in range(31))
 """0.5 to 3.8."""
@@ -26,24 +23,20 @@ ANCHORS = {"cpu": 32, "cuda": 512}
 
 @torch.no_grad()
 def fit_temperatures(
-    module: DFlashModule,
-    teacher: Teacher,
-    vocabulary: Vocabulary,
-    rope: tuple[Tensor, Tensor],
-    texts: Sequence[Text],
-    states: Callable[[Text], States],
+    rows: Callable[[Text, range], tuple[Tensor, Tensor]], texts: Sequence[Text], device: torch.device
 ) -> tuple[float, ...]:
-    """For each depth the temperature of ``GRID`` under which the true tokens of ``texts`` are likeliest."""
-    grid = torch.tensor(GRID, device=teacher.embedding.device)
-    total = torch.zeros(module.config.drafted, len(GRID), device=grid.device)
-    most = ANCHORS.get(grid.device.type, ANCHORS["cpu"])
-    for text in texts:
-        found = states(text)
-        for start in range(0, len(text.anchors), most):
-            anchors = text.anchors[start : start + most]
-            batch = make_batch(module.config, teacher, vocabulary, [text], [found], [anchors])
-            hidden = module(batch.taps, batch.anchor, batch.block, rope)[0]
-            total += likelihoods((hidden.to(vocabulary.head.dtype) @ vocabulary.head.T).float(), batch.label[0], grid)
+    """For each depth the temperature of ``GRID`` under which the true tokens of ``texts`` are likeliest.
+
+    ``rows``: of some anchors of a text, the logits [A, D, V'] of what is drafted there along the text, and the labels
+    [A, D], ``IGNORE`` where there is none.
+    """
+    grid = torch.tensor(GRID, device=device)
+    most = ANCHORS.get(device.type, ANCHORS["cpu"])
+    parts = [
+        (text, text.anchors[start : start + most]) for text in texts for start in range(0, len(text.anchors), most)
+    ]
+    total = sum(likelihoods(*rows(text, anchors), grid) for text, anchors in parts)
+    assert isinstance(total, Tensor), "there are texts"
     return tuple(round(GRID[best], 3) for best in total.argmax(-1).tolist())
 
 

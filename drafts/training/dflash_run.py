@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from redraft.drafts.dflash_config import DFlashConfig
-from redraft.drafts.training.calibrate import fit_temperatures
+from redraft.drafts.training.blocks import make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.module import DFlashModule
 from redraft.drafts.training.rounds import propose
@@ -31,6 +33,9 @@ class DFlashRun(Run):
         found = propose(self.module, self.teacher, self.vocabulary, self.rope, texts, states, nodes)
         return [rounds.accepted.tolist() for rounds in found]
 
-    def temperatures(self) -> tuple[float, ...]:
-        """One for every token of a block."""
-        return fit_temperatures(self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states)
+    def rows(self, text: Text, anchors: range) -> tuple[Tensor, Tensor]:
+        """Of blocks."""
+        states, head = self.cache.states(text), self.vocabulary.head
+        batch = make_batch(self.config, self.teacher, self.vocabulary, [text], [states], [anchors])
+        hidden = self.module(batch.taps, batch.anchor, batch.block, self.rope)[0]
+        return (hidden.to(head.dtype) @ head.T).float(), batch.label[0]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.training.data import Text
-from redraft.drafts.training.eagle3_calibrate import fit_chain_temperatures
+from redraft.drafts.training.eagle3_batch import make_batch
 from redraft.drafts.training.eagle3_module import Eagle3Module
 from redraft.drafts.training.eagle3_rounds import drafted_rounds
+from redraft.drafts.training.loss import IGNORE
 from redraft.drafts.training.run import Run
 
 
@@ -34,8 +38,11 @@ class Eagle3Run(Run):
         found = drafted_rounds(self.module, self.teacher, self.vocabulary, self.rope, texts, states)
         return [rounds.accepted.tolist() for rounds in found]
 
-    def temperatures(self) -> tuple[float, ...]:
-        """One for every pass."""
-        return fit_chain_temperatures(
-            self.module, self.teacher, self.vocabulary, self.rope, self.dev, self.cache.states
-        )
+    def rows(self, text: Text, anchors: range) -> tuple[Tensor, Tensor]:
+        """Of chains fed the text: a row matters only where everything drafted before it was right."""
+        batch = make_batch(self.config.steps, self.teacher, [text], [self.cache.states(text)], [anchors])
+        fed = self.teacher.embedding[batch.fed]
+        hidden = self.module(batch.taps, batch.embedded, batch.start, fed, self.rope)[0]
+        wanted = batch.wanted[0]
+        label = torch.where(wanted >= 0, self.vocabulary.row[wanted], IGNORE)
+        return self.module.lm_head(hidden).float(), label

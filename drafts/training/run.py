@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.draft_config import DraftConfig
 from redraft.drafts.training.blocks import Vocabulary
+from redraft.drafts.training.calibrate import fit_temperatures
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.flops import Flops
 from redraft.drafts.training.measure import Acceptance, pooled
@@ -218,8 +219,13 @@ class Run(ABC):
         """
 
     @abstractmethod
+    def rows(self, text: Text, anchors: range) -> tuple[Tensor, Tensor]:
+        """Logits [A, D, V'] fp32 of what is drafted at ``anchors`` along ``text``, and the labels [A, D]."""
+
     def temperatures(self) -> tuple[float, ...]:
         """Fitted on the development texts, one for every token of a round."""
+        with self.mixed():
+            return fit_temperatures(self.rows, self.dev, self.teacher.embedding.device)
 
     def save(self) -> None:
         """Keep the state, so that the same command goes on from here."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from redraft.drafts.training.calibrate import GRID, fit_temperatures
+from redraft.drafts.training.calibrate import GRID
 
 KEPT = [0, 2, 3, 5, 7, 8, 11, 15, 19, 20, 21, 22, 28, 30, 31, 33, 36]
 
@@ -29,6 +29,6 @@ def test_each_depth_takes_the_likeliest_temperature(make_run, make_texts, tmp_pa
                     for i, temperature in enumerate(GRID):
                         total[k, i] += before * (logits / temperature).log_softmax(0)[KEPT.index(token)].item()
                     before *= logits.softmax(0)[KEPT.index(token)].item()
-    made = fit_temperatures(run.module, run.teacher, run.vocabulary, run.rope, run.dev, run.cache.states)
+    made = run.temperatures()
     assert made == tuple(round(GRID[best], 3) for best in total.argmax(1).tolist())
     assert len(set(made)) > 1, "one answer for all depths would show little"
