@@ -39,7 +39,8 @@ TABLE = CostTable(
     drafts=(0.003, 0.013),
     round=0.001,
 )
-FEW: dict[str, object] = {"kv_pages": 5}
+FEW: dict[str, object] = {"kv_pages": 5, "max_nodes": 5}
+"""With more nodes the first request is done before there are no pages left."""
 GREEDY = SamplingParams(max_tokens=32, temperature=0.0)
 DRAFT = DFlashConfig(
     layers=1,
