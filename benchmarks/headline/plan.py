@@ -111,6 +111,9 @@ def arms(choices: Choices) -> list[Arm]:
             "opd-forward",
             replace(paper, suffix_teacher="trajectory", correction=1.0, hard=0.5, rejected_kl="forward"),
         ),
+        opd(
+            "opd-reached", replace(ablated(paper, "naive"), hard=0.5)
+        ),  # what wins where SFT has stopped (test_plateau.py)
         opd("opd-tv", replace(OpdSettings(loss="tv", **branch), suffix_teacher="trajectory")),
         opd(
             "opd-scalar",

@@ -33,6 +33,7 @@ DIFFERS = {
     "opd-all-reverse": {"accepted_kl"},
     "opd-random-anchors": {"anchors"},
     "opd-naive": {"rejected_weight", "correction"},
+    "opd-reached": {"rejected_weight", "correction", "hard"},
 }
 
 
