@@ -24,6 +24,7 @@ from redraft.server.options import (
     Dtype,
     Nodes,
     NumSeqs,
+    OwnTokens,
     Speculation,
     Target,
     engine_config,
@@ -72,6 +73,7 @@ def speed(
     target: Target = DEFAULT_TARGET,
     draft: Draft = None,
     draft_ngram: DraftNgram = True,
+    draft_own_tokens: OwnTokens = 0,
     draft_branch: Annotated[
         int | None,
         typer.Option(

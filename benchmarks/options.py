@@ -12,6 +12,7 @@ ENGINE_OPTIONS = (
     "draft",
     "draft_ngram",
     "draft_branch",
+    "draft_own_tokens",
     "speculation",
     "max_nodes",
     "dtype",

@@ -19,6 +19,7 @@ from redraft.drafts.checkpoint import Checkpoint
 from redraft.drafts.dflash_config import DFlashConfig, DraftError
 from redraft.drafts.dflash_weights import DraftLayer, pack
 from redraft.drafts.marginals import BRANCH, Noise, marginals
+from redraft.drafts.own_tokens import Own, OwnTokens
 from redraft.drafts.slots import active_slots, spread
 from redraft.kernels.attention import block_attention
 from redraft.kernels.block_tree import block_tree
@@ -54,11 +55,13 @@ class DFlashDrafter:
         max_nodes: int,
         name: str = "dflash",
         branch: int | None = None,
+        own_tokens: int = 0,
     ) -> None:
         """``embedding``, ``head`` [V, H] are the target's, on the device and in the dtype to work in.
 
         ``positions`` bounds those of any row; ``branch`` tokens of every row (``BRANCH`` unless told) make the tree, 1
-        for a chain.  Raises ``DraftError`` if the draft is not one for this target.
+        for a chain.  Up to ``own_tokens`` of a text that the draft's vocabulary lacks are candidates, too.  Raises
+        ``DraftError`` if the draft is not one for this target.
         """
         self.config = config = checkpoint.config_as(DFlashConfig)
         self.context = context_of(checkpoint)
@@ -70,6 +73,8 @@ class DFlashDrafter:
         self.name, self.version, self.max_nodes, self.branch = name, checkpoint.version, max_nodes, branch or BRANCH
         self.device = device = embedding.device
         self.weights = pack(checkpoint, head, device, embedding.dtype)
+        vocabulary = self.weights.vocabulary
+        self.own_tokens = OwnTokens(vocabulary, head, own_tokens) if own_tokens and vocabulary is not None else None
         self.embedding = embedding
         self.temperature = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=device)
         half = torch.arange(config.head_dim // 2, dtype=torch.float64, device=device)
@@ -100,13 +105,22 @@ class DFlashDrafter:
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """The best ``max_nodes`` prefixes of every slot's block."""
         slot, anchor, root = active_slots(state, bounds.requests)
-        logits = self._block(state, slot, anchor, root, bounds.context)
-        token, log_probability = self._marginals(state, slot, root, logits, bounds.sampled)
+        own = None if self.own_tokens is None else self.own_tokens.find(state, slot, bounds.context)
+        logits = self._block(state, slot, anchor, root, bounds.context, own)
+        token, log_probability = self._marginals(state, slot, root, logits, bounds.sampled, own)
         token, parent, score = block_tree(anchor, token, log_probability, self.max_nodes)
         return spread(state, slot, token, parent, score)
 
-    def _block(self, state: DraftState, slot: Tensor, anchor: Tensor, root: Tensor, context_bound: int) -> Tensor:
-        """Logits [N, B - 1, V'] of the blocks behind ``anchor`` [N] at ``root`` [N]."""
+    def _block(
+        self,
+        state: DraftState,
+        slot: Tensor,
+        anchor: Tensor,
+        root: Tensor,
+        context_bound: int,
+        own: Own | None = None,
+    ) -> Tensor:
+        """Logits [N, B - 1, V' + E] of the blocks behind ``anchor`` [N] at ``root`` [N]."""
         config, weights, ops = self.config, self.weights, self.block_ops
         size = config.block_size
         row = torch.arange(size, device=self.device)
@@ -120,7 +134,11 @@ class DFlashDrafter:
         for number, layer in enumerate(weights.layers):
             hidden = self._layer(layer, hidden, state.kv[number], attend)
         predicting = hidden.view(-1, size, config.hidden)[:, 1:].flatten(0, 1)
-        return weights.head(ops.norm(predicting, weights.norm)).view(-1, config.drafted, weights.head.out_features)
+        normed = ops.norm(predicting, weights.norm)
+        logits = weights.head(normed).view(-1, config.drafted, weights.head.out_features)
+        if self.own_tokens is None or own is None:
+            return logits
+        return torch.cat((logits, self.own_tokens.logits(normed.view(-1, config.drafted, config.hidden), own)), -1)
 
     def _layer(self, layer: DraftLayer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
         ops = self.block_ops
@@ -130,11 +148,12 @@ class DFlashDrafter:
         return layer.down(ops.swiglu(layer.gate_up(ops.norm(hidden, layer.post_norm))), hidden)
 
     def _marginals(
-        self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool
+        self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool, own: Own | None = None
     ) -> tuple[Tensor, Tensor]:
         """The ``branch`` best tokens of every row and their log-probabilities, [N, B - 1, branch] each."""
         noise = Noise(state.sampling.seed[slot], root + 1, state.sampling.temperature[slot]) if sampled else None
-        return marginals(logits, self.temperature, self.branch, self.weights.vocabulary, noise)
+        ids = None if own is None else own.ids
+        return marginals(logits, self.temperature, self.branch, self.weights.vocabulary, noise, ids)
 
 
 def _block_rows(token: Tensor, slot: Tensor, root: Tensor, row: Tensor, causal: bool, slots: int) -> Rows:

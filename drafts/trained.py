@@ -27,11 +27,13 @@ def make_drafter(
     max_nodes: int,
     name: str,
     branch: int | None = None,
+    own_tokens: int = 0,
 ) -> Drafter:
     """A drafter for the target with ``embedding`` [V, H]; ``head`` reads its head [V, H], which not all drafts want.
 
     ``positions`` bounds those of any row; ``branch`` is how widely its tree branches, None as suits it, 1 for a chain.
+    ``own_tokens`` (own_tokens.py) are for block drafts with a pruned vocabulary; an EAGLE-3 draft's head is its own.
     """
     if isinstance(checkpoint.config, Eagle3Config):
         return eagle3.Eagle3Drafter(checkpoint, embedding, positions, max_nodes, name, branch)
-    return dflash.DFlashDrafter(checkpoint, embedding, head(), positions, max_nodes, name, branch)
+    return dflash.DFlashDrafter(checkpoint, embedding, head(), positions, max_nodes, name, branch, own_tokens)

@@ -68,6 +68,16 @@ DraftNgram = Annotated[
         envvar="REDRAFT_DRAFT_NGRAM", help="Let n-gram lookup add to a trained draft's tree; it costs next to nothing."
     ),
 ]
+OwnTokens = Annotated[
+    int,
+    typer.Option(
+        envvar="REDRAFT_DRAFT_OWN_TOKENS",
+        min=0,
+        max=256,
+        help="How many of the newest tokens of a request's text that a DFlash draft's pruned vocabulary lacks it may "
+        "propose besides. Beside n-gram lookup they brought nothing (docs/log.md).",
+    ),
+]
 Revision = Annotated[
     str | None, typer.Option(envvar="REDRAFT_REVISION", help="Branch, tag or commit of a target on the hub.")
 ]

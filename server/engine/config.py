@@ -25,6 +25,8 @@ class EngineConfig:
     """Whether n-gram lookup adds to a trained draft's tree."""
     draft_branch: int | None = None
     """Tokens considered at each place of a trained draft's tree; 1 drafts chains, None takes what suits the draft."""
+    draft_own_tokens: int = 0
+    """Tokens of a request's own text that a block draft's pruned vocabulary lacks and that are candidates besides."""
     dtype: str = "auto"
     """``auto``, ``bf16``, ``fp16`` or ``fp32``."""
     device: str = "auto"

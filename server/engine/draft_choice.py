@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redraft.drafts.base import NO_CONTEXT, Context, Drafter
 from redraft.drafts.checkpoint import Checkpoint, read_draft
-from redraft.drafts.dflash_config import DraftError
+from redraft.drafts.dflash_config import DFlashConfig, DraftError
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -52,6 +52,7 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
     asked = int(config.speculation) if config.speculation.isdecimal() else MAX_NODES[device.type]
     nodes = asked if config.max_nodes is None else config.max_nodes
     if config.draft == "none" or nodes == 0:
+        _check_own_tokens(config, False)
         return DraftChoice("draft: none, plain decoding as asked", 0, 0, lambda *_: NoDrafter())
     if not 1 <= nodes <= MAX_DRAFTED:
         raise RedraftError(f"--max-nodes and --speculation must lie in 0 ... {MAX_DRAFTED}, not {nodes}")
@@ -62,9 +63,11 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
     with as_redraft_error():
         found = ResolvedDraft(config.draft, config.draft_why) if config.draft else default_draft(config.target_sha)
         if found.draft == "ngram":
+            _check_own_tokens(config, False)
             return DraftChoice(f"draft: ngram, {found.why}", nodes, nodes, lambda *_: ngram())
         folder = Path(found.draft)
         checkpoint = _fitting(folder, spec)
+    _check_own_tokens(config, isinstance(checkpoint.config, DFlashConfig) and checkpoint.vocabulary is not None)
     name = str(checkpoint.card.get("name") or _folder_name(folder))
     if config.draft_ngram and nodes > MAX_DRAFTED // 2:
         raise RedraftError(
@@ -73,7 +76,9 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         )
 
     def trained(embedding: Tensor, head: Callable[[], Tensor], positions: int) -> Drafter:
-        made = make_drafter(checkpoint, embedding, head, positions, nodes, name, config.draft_branch)
+        made = make_drafter(
+            checkpoint, embedding, head, positions, nodes, name, config.draft_branch, config.draft_own_tokens
+        )
         return MergedDrafter(made, ngram()) if config.draft_ngram else made
 
     also = ", with n-gram lookup in the same tree" if config.draft_ngram else ""
@@ -84,6 +89,12 @@ def choose_draft(config: EngineConfig, spec: TargetSpec, device: torch.device) -
         make=trained,
         context=context_of(checkpoint, nodes, config.draft_branch),
     )
+
+
+def _check_own_tokens(config: EngineConfig, possible: bool) -> None:
+    """Refuse an option that would be ignored."""
+    if config.draft_own_tokens and not possible:
+        raise RedraftError("--draft-own-tokens needs a DFlash draft with a pruned vocabulary; leave it out")
 
 
 def _folder_name(folder: Path) -> str:

@@ -20,6 +20,7 @@ from redraft.drafts.dflash import DFlashDrafter
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.drafts.own_tokens import Own
 from redraft.kernels.fused_cpu import load_fused
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.draft_choice import choose_draft
@@ -110,9 +111,9 @@ class Knowing(DFlashDrafter):
         """By the text so far: the marginals of this draft."""
 
     def _marginals(
-        self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool
+        self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool, own: Own | None = None
     ) -> tuple[Tensor, Tensor]:
-        token, score = super()._marginals(state, slot, root, logits, sampled)
+        token, score = super()._marginals(state, slot, root, logits, sampled, own)
         for number, (i, length) in enumerate(zip(slot.tolist(), (root + 1).tolist(), strict=True)):
             self.own[tuple(state.tokens[i, :length].tolist())] = (token[number], score[number])
         place = root.unsqueeze(1) + torch.arange(1, logits.shape[1] + 1)

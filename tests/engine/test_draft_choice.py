@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -299,3 +299,27 @@ def test_memory_is_counted_as_it_is_taken(
         "norms of queries and keys are shared"
     )
     assert (choice.context.layers, choice.context.kv_heads, choice.context.head_dim) == (3, 2, 16)
+
+
+def test_own_tokens_need_a_pruned_block_draft(
+    config: EngineConfig, draft: Path, random_draft: Callable[..., Path], tmp_path: Path
+) -> None:
+    target = Path(config.target)
+    pruned = random_draft(target, into=tmp_path / "pruned", kept=range(40))
+    eagle3 = random_draft(target, kind="eagle3", into=tmp_path / "e", kept=range(40))
+    for name in ("none", "ngram", str(draft), str(eagle3)):
+        with pytest.raises(RedraftError, match="--draft-own-tokens needs a DFlash draft with a pruned vocabulary"):
+            choose(config, draft=name, draft_own_tokens=4)
+    # what it proposes then lies outside of the vocabulary, and the output is what it was
+    outputs = []
+    for changes in ({"draft": "none"}, {"draft": str(pruned), "draft_own_tokens": 4, "draft_ngram": False}):
+        engine = build_engine(replace(config, self_check=False, measure_costs=False, **changes))
+        engine.submit(Request("a", tuple(range(100, 120)), SamplingParams(max_tokens=12, temperature=0.0)))
+        outputs.append([token for output in iter_outputs(engine) for token in output])
+    assert outputs[0] == outputs[1]
+
+
+def iter_outputs(engine: Any) -> Iterator[list[int]]:
+    while engine.busy:
+        for output in engine.step().outputs:
+            yield list(output.tokens)

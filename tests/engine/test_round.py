@@ -82,7 +82,8 @@ def _fake_dflash(spec: TargetSpec, nodes: int, pruned: bool) -> DFlashDrafter:
     if pruned:
         tensors["d2t"] = torch.empty(100, dtype=torch.int64)
     embedding = torch.empty(spec.vocab, spec.hidden)
-    return DFlashDrafter(_Unread(config, tensors, {}), embedding, embedding, 512, nodes)
+    own = 4 if pruned else 0
+    return DFlashDrafter(_Unread(config, tensors, {}), embedding, embedding, 512, nodes, own_tokens=own)
 
 
 def _fake_eagle3(spec: TargetSpec, nodes: int) -> Eagle3Drafter:

@@ -63,6 +63,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 GIVEN: dict[str, Any] = {
     "draft_ngram": False,
+    "draft_own_tokens": 9,
     "dtype": "bf16",
     "device": "cpu",
     "gpu_memory_utilization": 0.5,
@@ -78,10 +79,10 @@ GIVEN: dict[str, Any] = {
 SHARED = {"draft_ngram", "dtype", "device", "gpu_memory_utilization", "max_model_len"}
 TAKES: dict[str, set[str]] = {
     "serve": GIVEN.keys() - {"draft_branch"},
-    "generate": SHARED | {"speculation", "max_nodes"},
+    "generate": SHARED | {"speculation", "max_nodes", "draft_own_tokens"},
     "prompts": SHARED | {"max_num_seqs", "max_num_batched_tokens"},
     "respond": SHARED | {"max_num_seqs", "max_num_batched_tokens"},
-    "speed": {"draft_ngram", "dtype", "device", "speculation", "max_nodes", "draft_branch"},
+    "speed": {"draft_ngram", "dtype", "device", "speculation", "max_nodes", "draft_branch", "draft_own_tokens"},
 }
 ALONE = {"generate": {"max_num_seqs": 1}, "speed": {"max_num_seqs": 1}}
 """What these settle themselves."""
