@@ -23,6 +23,7 @@ SERVE_OPTIONS = (
     "target",
     "draft",
     "draft-ngram",
+    "draft-own-tokens",
     "revision",
     "offline",
     "dtype",
