@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from redraft.drafts.training.blocks import Vocabulary
-from redraft.drafts.training.data import Text
-from redraft.drafts.training.module import DFlashModule
-from redraft.drafts.training.rounds import propose, walk
-from redraft.drafts.training.teacher import States, Teacher
+from redraft.drafts.training.rounds import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +21,6 @@ class Acceptance:
     def tau(self) -> float:
         """Tokens committed a round, the bonus token included."""
         return self.tokens / max(self.rounds, 1)
-
-
-def greedy_acceptance(
-    module: DFlashModule,
-    teacher: Teacher,
-    vocabulary: Vocabulary,
-    rope: tuple[Tensor, Tensor],
-    texts: Sequence[Text],
-    states: Callable[[Text], States],
-    nodes: int = 0,
-) -> Acceptance:
-    """Acceptance on greedy ``texts`` of the chain, or of the tree of ``nodes`` drafted nodes."""
-    found = propose(module, teacher, vocabulary, rope, texts, [states(text) for text in texts], nodes)
-    return pooled([rounds.accepted.tolist() for rounds in found], module.config.drafted)
 
 
 def pooled(accepted: Sequence[Sequence[int]], drafted: int) -> Acceptance:

@@ -13,7 +13,7 @@ from redraft.drafts.checkpoint import Checkpoint, read_draft, write_draft
 from redraft.drafts.training.blocks import Vocabulary, make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.loss import IGNORE
-from redraft.drafts.training.measure import greedy_acceptance
+from redraft.drafts.training.measure import pooled
 from redraft.drafts.training.module import DFlashModule, rope_for
 from redraft.drafts.training.rounds import propose, walk
 from redraft.server.engine.config import EngineConfig
@@ -83,17 +83,15 @@ def test_a_trained_draft_is_accepted_as_often_as_training_measures(
         checkpoint = read_draft(folder)
         module, teacher, vocabulary = trainable(target, checkpoint)
         rope, taps = rope_for(checkpoint.config, 300, CPU), checkpoint.config.taps
-        measured = greedy_acceptance(
-            module, teacher, vocabulary, rope, texts, lambda text: teacher.states(text.tokens, taps)
-        )
+        states = [teacher.states(text.tokens, taps) for text in texts]
+        rounds = propose(module, teacher, vocabulary, rope, texts, states)
+        packed = [r.accepted.tolist() for r in rounds]
+        measured = pooled(packed, checkpoint.config.drafted)
     assert measured.tau > 2.5
     assert measured.tokens == sum(map(len, expected))
     chains, accepted = decode(target, str(folder), draft_branch=1, draft_ngram=False)
     assert chains == expected
     assert len(accepted) == measured.rounds
-    states = [teacher.states(text.tokens, taps) for text in texts]
-    rounds = propose(module, teacher, vocabulary, rope, texts, states)
-    packed = [r.accepted.tolist() for r in rounds]
     assert sorted(accepted) == sorted(counts[place] for counts in packed for place in walk(counts))
     # a tree of the same rows, and n-gram lookup beside it, change no token
     for options in ({"draft_ngram": False}, {}, {"max_nodes": 12}):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from redraft.drafts.training.blocks import Vocabulary
-from redraft.drafts.training.measure import Acceptance, greedy_acceptance
+from redraft.drafts.training.measure import Acceptance, pooled
 from redraft.drafts.training.module import rope_for
-from redraft.drafts.training.rounds import BLOCKS
+from redraft.drafts.training.rounds import BLOCKS, propose
 
 VOCAB = 4
 """So few that even a random draft is right now and then."""
@@ -45,9 +45,9 @@ def test_packed_rounds_are_the_simulated_ones(toy, make_config, random_module, m
     module, vocabulary = random_module(config), Vocabulary(teacher, kept)
     texts = make_texts((3, 40), (1, 2), (9, 11), vocab=VOCAB)
     rope = rope_for(config, 200, torch.device("cpu"))
-    made = greedy_acceptance(
-        module, teacher, vocabulary, rope, texts, lambda text: teacher.states(text.tokens, config.taps)
-    )
+    states = [teacher.states(text.tokens, config.taps) for text in texts]
+    found = propose(module, teacher, vocabulary, rope, texts, states)
+    made = pooled([rounds.accepted.tolist() for rounds in found], config.drafted)
     tokens, accepted = simulate(module, teacher, vocabulary, rope, texts)
     assert (made.tokens, made.rounds) == (tokens, len(accepted))
     assert tokens == 40 + 2 + 11
@@ -61,9 +61,9 @@ def test_texts_longer_than_one_pass(toy, make_config, random_module, make_texts)
     module, vocabulary = random_module(config, seed=2), Vocabulary(teacher, None)
     texts = make_texts((2, BLOCKS["cpu"] + 20), vocab=VOCAB)
     rope = rope_for(config, 200, torch.device("cpu"))
-    made = greedy_acceptance(
-        module, teacher, vocabulary, rope, texts, lambda text: teacher.states(text.tokens, config.taps)
-    )
+    states = [teacher.states(text.tokens, config.taps) for text in texts]
+    found = propose(module, teacher, vocabulary, rope, texts, states)
+    made = pooled([rounds.accepted.tolist() for rounds in found], config.drafted)
     tokens, accepted = simulate(module, teacher, vocabulary, rope, texts)
     assert (made.tokens, made.rounds, made.accepted[0]) == (tokens, len(accepted), sum(a > 0 for a in accepted))
 
