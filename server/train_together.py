@@ -5,6 +5,7 @@ Without a launcher there is one process, and accelerate is not imported.
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,9 @@ class Accelerated(Together):
             raise RedraftError(
                 "training in several processes needs accelerate; install it with: pip install 'redraft[distributed]'"
             ) from None
+        # Its default arguments are the group that exists when it is imported, which the optimizer does; they would keep
+        # that group's threads beyond its end and into that of the interpreter, which they do not survive.
+        importlib.import_module("torch.distributed.nn.functional")
         self.state, self.reduce = PartialState(cpu=cpu, timeout=PATIENCE), reduce
         self.rank, self.size = self.state.process_index, self.state.num_processes
         self.device = torch.device("cpu") if cpu else self.state.device

@@ -26,6 +26,10 @@ from redraft.server.engine.types import RedraftError
 from redraft.server.train_together import gathered
 
 LAUNCHED = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
+LAUNCHER = [
+    *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
+    *("--num_processes", "2", "--main_process_port", "0"),
+]
 OPTIONS = [
     *("--taps", "0,1", "--layers", "1", "--block-size", "4", "--vocab", "64", "--max-length", "48", "--batch", "3"),
     *("--anchors", "4", "--save-every", "2", "--measure-every", "2", "--device", "cpu"),
@@ -46,8 +50,7 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts ``redraft train sft`` in two processes."""
     target = make_tiny_target(tmp_path / "tiny", tokenizer=True)
     data, dev = rows(tmp_path / "data.jsonl", *range(5)), rows(tmp_path / "dev.jsonl", 100, 101)
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    launcher += ["--num_processes", "2", "--main_process_port", "0", "-m", "redraft.server.cli", "train", "sft"]
+    launcher = [*LAUNCHER, "-m", "redraft.server.cli", "train", "sft"]
     given = ["--target", target, "--data", data, "--dev", dev, "--out", tmp_path / "out", *OPTIONS]
     environment = os.environ | {"REDRAFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
@@ -106,6 +109,29 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(launch, tmp_path: Path) 
     assert len(stopped) == 1, errors
     assert [path.name for path in (tmp_path / "out" / "state").glob("step-*")] == [f"step-{int(stopped[0]):08}"]
     assert logged(tmp_path) == list(range(1, int(stopped[0]) + 1))
+
+
+STEP = """
+import os, torch
+from redraft.server.train_together import gathered
+with gathered("cpu") as together:
+    layer = torch.nn.Linear(2, 2)
+    layer(torch.ones(2)).sum().backward()
+    together.sum_([layer.weight.grad])
+    torch.optim.SGD(layer.parameters()).step()
+names = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+@LAUNCHED
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are named in Linux's /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """The interpreter's end kills such a thread, and with it now and then the whole process."""
+    (tmp_path / "step.py").write_text(STEP)
+    command = [*LAUNCHER, str(tmp_path / "step.py")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("launched", [{}, {"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "2"}], ids=str)
