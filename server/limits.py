@@ -39,3 +39,9 @@ PING_SECONDS: Final = 15.0
 """A silent stream sends a comment this often, so that proxies keep it open."""
 RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when the server cannot take requests yet."""
+
+MAX_GRAMMAR_CHARS: Final = 128 * 1024
+"""Of a schema, regular expression or grammar: what compiles in well under a tenth of a second."""
+MAX_ALTERNATIVES: Final = 1024
+"""Texts of a `choice`."""
+MAX_FORMAT_NAME_CHARS: Final = 64

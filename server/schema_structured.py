@@ -1,0 +1,93 @@
+"""What a client may ask of a reply's form: OpenAI's `response_format`, and vLLM's `structured_outputs`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from redraft.server.limits import MAX_ALTERNATIVES, MAX_FORMAT_NAME_CHARS, MAX_GRAMMAR_CHARS
+from redraft.server.refuse import drop_neutral
+
+JsonSchema = dict[str, Any] | Annotated[bool, Strict()]
+"""A JSON schema is an object or a truth value."""
+GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return drop_neutral(value, {}) if isinstance(value, dict) else value
+
+
+class NamedSchema(_Strict):
+    """A JSON schema as OpenAI wraps it."""
+
+    name: str = Field(max_length=MAX_FORMAT_NAME_CHARS, description="What the client calls it; without effect.")
+    description: str | None = Field(
+        default=None, max_length=MAX_GRAMMAR_CHARS, description="Not shown to the model; say it in the prompt."
+    )
+    schema_: JsonSchema = Field(alias="schema", description="The JSON schema that the whole reply follows.")
+    strict: Annotated[bool, Strict()] | None = Field(
+        default=None, description="Replies always follow the schema, whatever is given here."
+    )
+
+
+class TextFormat(_Strict):
+    """No form at all, the default."""
+
+    type: Literal["text"] = Field(description="Free text.")
+
+
+class JsonObjectFormat(_Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"] = Field(description="Any JSON object.")
+
+
+class JsonSchemaFormat(_Strict):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"] = Field(description="JSON that follows a schema.")
+    json_schema: NamedSchema = Field(description="The schema and its name.")
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(_Strict):
+    """A reply's form; exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`."""
+
+    json_: JsonSchema | GrammarText | None = Field(
+        default=None, alias="json", description="A JSON schema, as an object or as text, that the reply follows."
+    )
+    json_object: Annotated[bool, Strict()] | None = Field(default=None, description="true: any JSON object.")
+    regex: GrammarText | None = Field(
+        default=None,
+        description="A regular expression that the whole reply matches (Rust's syntax; no look-around, no references).",
+    )
+    choice: list[GrammarText] | None = Field(
+        default=None, min_length=1, max_length=MAX_ALTERNATIVES, description="The reply is one of these texts."
+    )
+    grammar: GrammarText | None = Field(default=None, description="A context-free grammar, in Lark's or GBNF's form.")
+    whitespace_pattern: GrammarText | None = Field(
+        default=None,
+        description="Of JSON: a regular expression for the white space between tokens. "
+        "If left out, one space follows each comma and each colon.",
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        given = [name for name in ("json_", "json_object", "regex", "choice", "grammar") if self._asks(name)]
+        if len(given) != 1:
+            raise ValueError("give exactly one of json, json_object, regex, choice and grammar")
+        if self.whitespace_pattern is not None and given[0] not in ("json_", "json_object"):
+            raise ValueError("whitespace_pattern goes with json and json_object only")
+        return self
+
+    def _asks(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and not (name == "json_object" and value is False)
