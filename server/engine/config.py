@@ -45,6 +45,8 @@ class EngineConfig:
     kv_pages: int | None = None
     """Pages of KV; None takes what memory holds."""
     gpu_memory_utilization: float = 0.9
+    cuda_graphs: bool = True
+    """Whether rounds are recorded and launched as graphs on a GPU."""
     self_check: bool = True
     measure_costs: bool = True
     """Whether drafting and prefill follow what passes cost; without, a request gets all nodes it may have."""

@@ -12,8 +12,10 @@ from collections.abc import Sequence as Many
 
 import torch
 
-from redraft.drafts.base import Drafter
+from redraft.drafts.base import Candidates, Drafter
+from redraft.kernels.accept import Committed
 from redraft.kernels.attention import MakeAttention
+from redraft.server.engine.graphs import Graphs, Recorder
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
@@ -24,6 +26,9 @@ from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.types import EngineInfo, RedraftError, Request, RoundOutput, StepOutput
+
+Round = tuple[Committed, Candidates]
+"""What came of a round, and what was proposed for it."""
 
 
 class Engine:
@@ -38,7 +43,9 @@ class Engine:
         scheduler: Scheduler,
         make_attention: MakeAttention,
         pacer: Pacer,
+        recorder: Recorder[Round] | None = None,
     ) -> None:
+        """``recorder`` makes graphs of rounds; without one every round is launched op by op."""
         self.info = info
         self.target = target
         self.state = state
@@ -48,6 +55,7 @@ class Engine:
         # a GPU's results are read one round behind, so that launching never waits for them
         self.lag = 1 if state.device.type == "cuda" else 0
         self.pending: deque[PendingRound] = deque()
+        self.recorder = recorder
         self.drafter = drafter
 
     @property
@@ -63,6 +71,8 @@ class Engine:
         self.pacer.proposed_nodes = drafter.max_nodes
         # pages with another draft's keys and values, or without any, would make this one draft badly
         self.scheduler.version = drafter.version if drafter.context.layers else ""
+        # graphs are of one drafter
+        self.graphs = self.recorder and Graphs(self._round, self.recorder, self.state.slots, self.state.positions)
 
     @property
     def busy(self) -> bool:
@@ -135,9 +145,12 @@ class Engine:
         start = chunks[0].start if chunks else 0
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, prefill, start)
         watch = Stopwatch(self.state.device)
-        committed, tree = run_round(self.state, self.target, self.drafter, plan, self.make_attention)
+        committed, tree = self.graphs(plan) if self.graphs else self._round(plan)
         watch.stop()
         return read_back(decoding, work, watch, committed, tree)
+
+    def _round(self, plan: Plan) -> Round:
+        return run_round(self.state, self.target, self.drafter, plan, self.make_attention)
 
     def _plan(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> Plan:
         params = [sequence.request.params for sequence in decoding]
