@@ -1,6 +1,7 @@
 """All that a GPU must prove and tell, in one command: ``python -m redraft.benchmarks.gpu_suite --out DIR``.
 
-Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, speed.  GPU
+Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, speed, steps of
+known shapes, peers.  GPU
 time is scarce: what is known is written to ``DIR/gpu_suite.json`` after every stage, and a stage that fails does not
 keep the next one from running.  The exit code is 1 if a check failed or a stage broke.
 """
@@ -21,9 +22,13 @@ import torch
 
 from redraft.benchmarks.bandwidth import copy_bandwidth
 from redraft.benchmarks.equality_checks import equality_checks
+from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
 from redraft.benchmarks.kernel_checks import FULL, QUICK, Check, kernel_checks
+from redraft.benchmarks.peers import peer_speed
 from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, row_checks
 from redraft.benchmarks.stamp import stamp
+from redraft.benchmarks.step_speed import CASES, step_speed
+from redraft.benchmarks.step_speed import SHAPES as SHAPES_OF_TARGETS
 from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
 from redraft.benchmarks.suite_speed import speed
 from redraft.benchmarks.tiny import make_tiny_target
@@ -49,12 +54,16 @@ class Suite:
         self.max_tokens = options.max_tokens or (16 if self.quick else 128)
 
     @cached_property
+    def folder(self) -> Path:
+        """Of the target: the one given, or a tiny random one."""
+        return self.options.target or make_tiny_target(self.options.out / "tiny-target")
+
+    @cached_property
     def engine(self) -> Engine:
         """Built when the first stage needs it, so that kernels are checked even where no target loads."""
-        folder = self.options.target or make_tiny_target(self.options.out / "tiny-target")
         config = EngineConfig(
-            target=str(folder),
-            target_name=folder.name,
+            target=str(self.folder),
+            target_name=self.folder.name,
             target_sha="",
             draft="ngram",
             dtype=self.options.dtype,
@@ -93,11 +102,29 @@ class Suite:
 
     def bandwidth(self) -> Found:
         """Bytes per second of a large copy: what decoding speed is measured against."""
-        return {"copy_bytes_per_second": copy_bandwidth(self.device, 2**24 if self.quick else 2**30)}
+        return {"copy_bytes_per_second": self.copy_bandwidth}
+
+    @cached_property
+    def copy_bandwidth(self) -> float:
+        """In bytes per second."""
+        return copy_bandwidth(self.device, 2**24 if self.quick else 2**30)
 
     def speed(self) -> Found:
         """Plain and speculative decoding, one request at a time and together."""
         return speed(self.engine, self.engine.drafter, self.prompts, self.max_tokens, 1 if self.quick else 3)
+
+    def steps(self) -> Found:
+        """Plain steps and verified rounds on random weights of known shapes."""
+        shapes, cases = SHAPES_OF_TARGETS, CASES
+        if self.quick:
+            shapes, cases = {"tiny": self.engine.target.spec}, CASES[:2]
+        attention = self.engine.make_attention
+        return {"steps": step_speed(shapes, cases, self.device, self.dtype, attention, self.copy_bandwidth)}
+
+    def peers(self) -> Found:
+        """transformers on the same weights and prompts."""
+        count, tokens = (2, 4) if self.quick else (4, self.max_tokens)
+        return {"peers": peer_speed(self.folder, self.prompts[:count], tokens, self.device, self.dtype)}
 
 
 STAGES: dict[str, Callable[[Suite], Found]] = {
@@ -106,6 +133,8 @@ STAGES: dict[str, Callable[[Suite], Found]] = {
     "equality": Suite.equality,
     "bandwidth": Suite.bandwidth,
     "speed": Suite.speed,
+    "steps": Suite.steps,
+    "peers": Suite.peers,
 }
 
 
@@ -155,7 +184,9 @@ def run(options: argparse.Namespace, command: list[str]) -> bool:
     for name in options.only or STAGES:
         report["stages"].append(run_stage(suite, name))
         report["complete"] = len(report["stages"]) == len(options.only or STAGES)
+        report["figures"] = gpu_figures(report["stages"])
         (options.out / "gpu_suite.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(figures_table(report["figures"]))
     return all(stage["ok"] for stage in report["stages"])
 
 

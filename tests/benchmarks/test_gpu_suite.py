@@ -56,7 +56,7 @@ def test_whole_suite_on_a_cpu(tmp_path: Path) -> None:
     code, report, output = suite(tmp_path, "--dtype", "fp32")
     assert code == 0, output
     stages = {stage["name"]: stage for stage in report["stages"]}
-    assert list(stages) == ["kernels", "rows", "equality", "bandwidth", "speed"]
+    assert list(stages) == ["kernels", "rows", "equality", "bandwidth", "speed", "steps", "peers"]
     assert report["complete"] is True
     assert "CUDA" in stages["kernels"]["skipped"]
     names = [check["name"] for check in stages["equality"]["checks"]]
@@ -65,6 +65,10 @@ def test_whole_suite_on_a_cpu(tmp_path: Path) -> None:
     assert stages["speed"]["alone"]["parity"] == 1.0
     assert stages["speed"]["together"]["plain"] > 0
     assert stages["speed"]["weight_bytes"] > 0
+    assert [(step["requests"], step["rows"]) for step in stages["steps"]["steps"]] == [(1, 1), (1, 8)]
+    assert all(step["seconds"] > 0 for step in stages["steps"]["steps"])
+    assert "not installed" in stages["peers"]["peers"]["transformers, eager"]["skipped"]
+    assert report["figures"]["checks of equality that failed"]["met"] is True
     assert all(stage["seconds"] >= 0 for stage in stages.values())
 
 
