@@ -141,11 +141,11 @@ def _accept(sizes: Sizes, random: Random) -> str | None:
     choice = random.ints(0, 3, count)
     tokens = random.ints(0, 3, sizes.slots + 1, 4 * sizes.page)
     limit = length + random.ints(1, 4, sizes.slots + 1)
-    eos = torch.tensor([2], device=random.device)
+    ends = torch.full((sizes.slots + 1, 1), 2, device=random.device)
 
     def run(op: Callable[..., accept.Committed]) -> tuple[object, ...]:
         state = [tensor.clone() for tensor in (tokens, length, active)]
-        committed = op(rows, choice, state[0], state[1], limit, state[2], eos)
+        committed = op(rows, choice, state[0], state[1], limit, state[2], ends)
         # the trash slot's tokens may be scribbled on
         return committed, state[0][:-1], state[1][:-1], state[2][:-1]
 
@@ -163,8 +163,8 @@ def _compact_kv(sizes: Sizes, random: Random, dtype: torch.dtype) -> str | None:
     base = length - 1
     tokens = random.ints(0, 3, sizes.slots + 1, 6 * sizes.page)
     limit = torch.full_like(length, 6 * sizes.page)
-    eos = torch.tensor([], dtype=torch.int64, device=random.device)
-    committed = accept.accept_twin(rows, random.ints(0, 3, count), tokens, length.clone(), limit, active, eos)
+    ends = torch.full((sizes.slots + 1, 0), 2, device=random.device)
+    committed = accept.accept_twin(rows, random.ints(0, 3, count), tokens, length.clone(), limit, active, ends)
     made, wanted = kv.clone(), kv.clone()
     compact_kv.compact_kv_kernel(made, table, base, rows, committed, sizes.page)
     compact_kv.compact_kv_twin(wanted, table, base, rows, committed, sizes.page)

@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import torch
-
 from redraft.benchmarks.stamp import stamp
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.engine import Engine
@@ -131,7 +129,7 @@ def run(
     if tokens + PAGE > engine.info.max_model_len:
         raise RedraftError(f"a prompt of {tokens} tokens does not fit; {engine.info.max_model_len} is the most")
     # random text gives the draft nothing to hold on to; a loop gives it all: streams of both kinds
-    engine.state.eos = torch.full_like(engine.state.eos, -1)
+    engine.state.eos = ()
     rows = []
     for number in streams:
         prompts = [text(60) if n % 2 else text(6) * 10 for n in range(number)]

@@ -40,7 +40,7 @@ class Committed:
 
 
 def accept(
-    rows: Rows, choice: Tensor, tokens: Tensor, length: Tensor, limit: Tensor, active: Tensor, eos: Tensor
+    rows: Rows, choice: Tensor, tokens: Tensor, length: Tensor, limit: Tensor, active: Tensor, ends: Tensor
 ) -> Committed:
     """Commit the round and advance the slots' state in place.
 
@@ -51,14 +51,14 @@ def accept(
         length: [S+1] int64, committed tokens; advanced.
         limit: [S+1] int64, the length at which a slot is finished; T where that is less.
         active: [S+1] bool; cleared where a slot finishes.  Inactive slots keep their state.
-        eos: [E] int64, tokens that finish a slot; may be empty.
+        ends: [S+1, E] int64, the tokens that finish each slot, -1 where it has fewer; E may be 0.  Rows may lie apart.
     """
-    op = accept_kernel if use_triton(choice, tokens, length, limit, active, eos) else accept_twin
-    return op(rows, choice, tokens, length, limit, active, eos)
+    op = accept_kernel if use_triton(choice, tokens, length, limit, active, ends) else accept_twin
+    return op(rows, choice, tokens, length, limit, active, ends)
 
 
 def accept_twin(
-    rows: Rows, choice: Tensor, tokens: Tensor, length: Tensor, limit: Tensor, active: Tensor, eos: Tensor
+    rows: Rows, choice: Tensor, tokens: Tensor, length: Tensor, limit: Tensor, active: Tensor, ends: Tensor
 ) -> Committed:
     """``accept`` in plain torch: every row's accepted child first, then the walks of all slots at once."""
     R, W = rows.path.shape
@@ -81,7 +81,7 @@ def accept_twin(
     step = torch.arange(W, device=device)
     steps = reached.sum(1)
     room = limit.clamp(max=T).sub_(length)
-    before_end = (produced.unsqueeze(2) == eos).any(2).cumsum(1).eq(0).sum(1)
+    before_end = (produced.unsqueeze(2) == ends.unsqueeze(1)).any(2).cumsum(1).eq(0).sum(1)
     count = torch.minimum(torch.minimum(steps, before_end + 1), room).clamp_(min=0)
     kept = step < count.unsqueeze(1)
     accepted = torch.minimum(steps - 1, count).clamp_(min=0)
@@ -105,10 +105,10 @@ def accept_twin(
 
 @jit
 def _accept(  # type: ignore[no-untyped-def]
-    p_row_token, p_row_parent, p_first_row, p_row_count, p_choice, p_eos,
+    p_row_token, p_row_parent, p_first_row, p_row_count, p_choice, p_ends,
     p_tokens, p_length, p_limit, p_active,
     p_out, p_count, p_accepted, p_drafted, p_finish, p_path_row,
-    T, E, W: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr,
+    T, E, STRIDE_E, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per slot: a walk by scalars over the slot's rows, which it holds in registers."""
     slot = tl.program_id(0).to(tl.int64)
@@ -136,9 +136,10 @@ def _accept(  # type: ignore[no-untyped-def]
         m_child = m_row & (o_node > 0) & (b_parent == node) & (b_token == chosen)
         node = tl.min(tl.where(m_child, o_node, BLOCK), 0)
 
-    o_eos = tl.arange(0, BLOCK_E)
-    b_eos = tl.load(p_eos + o_eos, mask=o_eos < E, other=0)
-    m_end = tl.max(((b_out[:, None] == b_eos[None, :]) & (o_eos < E)[None, :]).to(tl.int32), 1) > 0
+    # slots have few end tokens, mostly one
+    m_end = o_node < 0
+    for end in range(E):
+        m_end = m_end | (b_out == tl.load(p_ends + slot * STRIDE_E + end))
     before_end = tl.min(tl.where(m_end, o_node, BLOCK), 0)
     room = tl.maximum(tl.minimum(tl.load(p_limit + slot), T) - length, 0)
     count = tl.minimum(tl.minimum(steps, before_end + 1), room)
@@ -160,7 +161,7 @@ def _accept(  # type: ignore[no-untyped-def]
 
 
 def accept_kernel(
-    rows: Rows, choice: Tensor, tokens: Tensor, length: Tensor, limit: Tensor, active: Tensor, eos: Tensor
+    rows: Rows, choice: Tensor, tokens: Tensor, length: Tensor, limit: Tensor, active: Tensor, ends: Tensor
 ) -> Committed:
     """``accept`` in Triton, one program per slot.  Raises ``ValueError`` for tensors the kernel cannot take."""
     R, W = rows.path.shape
@@ -171,7 +172,6 @@ def accept_kernel(
         ("rows.first_row", rows.first_row, torch.int64, (slots,)),
         ("rows.row_count", rows.row_count, torch.int64, (slots,)),
         ("choice", choice, torch.int64, (R,)),
-        ("eos", eos, torch.int64, tuple(eos.shape)),
         ("tokens", tokens, torch.int64, (slots, T)),
         ("length", length, torch.int64, (slots,)),
         ("limit", limit, torch.int64, (slots,)),
@@ -180,21 +180,31 @@ def accept_kernel(
         check_tensor(name, tensor, 2 if name == "tokens" else 1, dtype, like=choice)
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, but {list(shape)} fits the other arguments")
+    # of a wider table a round hands over the columns that its requests use
+    check_tensor("ends[0]", ends[0], 1, torch.int64, like=choice)
+    if ends.shape[0] != slots:
+        raise ValueError(f"ends has shape {list(ends.shape)}, but {slots} rows fit the other arguments")
     out, path_row = choice.new_empty(slots, W), choice.new_empty(slots, W)
     count, accepted, drafted, finish = (choice.new_empty(slots) for _ in range(4))
     _accept[(slots,)](
-        rows.token, rows.parent, rows.first_row, rows.row_count, choice, eos,
+        rows.token, rows.parent, rows.first_row, rows.row_count, choice, ends,
         tokens, length, limit, active,
         out, count, accepted, drafted, finish, path_row,
-        T, eos.shape[0], W=W, BLOCK=next_power_of_2(W), BLOCK_E=next_power_of_2(eos.shape[0]), num_warps=1,
+        T, ends.shape[1], ends.stride(0), W=W, BLOCK=next_power_of_2(W), num_warps=1,
     )  # fmt: skip
     return Committed(out, count, accepted, drafted, finish, path_row)
 
 
-_INPUTS = ("row_token", "row_parent", "first_row", "row_count", "choice", "eos", "tokens", "length", "limit")
+_INPUTS = ("row_token", "row_parent", "first_row", "row_count", "choice", "ends", "tokens", "length", "limit")
 _OUTPUTS = ("out", "count", "accepted", "drafted", "finish", "path_row")
-_TYPES = {**{f"p_{name}": "*i64" for name in (*_INPUTS, *_OUTPUTS)}, "p_active": "*i1", "T": "i32", "E": "i32"}
+_TYPES = {
+    **{f"p_{name}": "*i64" for name in (*_INPUTS, *_OUTPUTS)},
+    "p_active": "*i1",
+    "T": "i32",
+    "E": "i32",
+    "STRIDE_E": "i32",
+}
 COMPILE_CASES = [
-    CompileCase(_accept, _TYPES, {"W": 8, "BLOCK": 8, "BLOCK_E": 2}, num_warps=1),
-    CompileCase(_accept, _TYPES, {"W": 64, "BLOCK": 64, "BLOCK_E": 4}, num_warps=1),
+    CompileCase(_accept, _TYPES, {"W": 8, "BLOCK": 8}, num_warps=1),
+    CompileCase(_accept, _TYPES, {"W": 64, "BLOCK": 64}, num_warps=1),
 ]

@@ -42,12 +42,14 @@ class Choice:
         end_tokens: frozenset[int],
         record: Callable[[], ChoiceRecord],
     ) -> None:
-        """``record`` starts the choice's clock; ``end_tokens`` end a turn and show no text."""
+        """``record`` starts the choice's clock; ``end_tokens`` end the text and show none themselves."""
         self.index = index
         self._request = request
         self._detokenizer = detokenizer
         self._stops = stops
         self._end_tokens = end_tokens
+        self._made = 0
+        """Tokens so far."""
         self.record = record()
 
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
@@ -77,7 +79,7 @@ class Choice:
                 if text:
                     emit(Delta(self.index, text))
                 continue
-            text += self._stops.push(self._detokenizer.finish())
+            text += self._shown(self._detokenizer.finish())
             text += self._stops.finish()
             finish = "stop" if self._stops.matched else _finish(engine, output)
             emit(Delta(self.index, text, finish))
@@ -90,12 +92,17 @@ class Choice:
         taken = 0
         for token in output.tokens:
             taken += 1
+            self._made += 1
             if token not in self._end_tokens:
-                text += self._stops.push(self._detokenizer.push(token))
+                text += self._shown(self._detokenizer.push(token))
                 if self._stops.matched:
                     break
         self.record.took(taken)
         return text
+
+    def _shown(self, piece: str) -> str:
+        """What of ``piece`` is certain to be shown; text of the tokens that had to be made holds no stop string."""
+        return piece if self._made <= self._request.params.min_tokens else self._stops.push(piece)
 
 
 def _finish(engine: EngineClient, output: RoundOutput) -> Finish:

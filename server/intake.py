@@ -37,7 +37,8 @@ def check_ids(ids: Sequence[int], info: EngineInfo, param: str) -> tuple[int, ..
     """``ids`` as they go to the engine; 400 when one is not of the vocabulary."""
     if ids and (min(ids) < 0 or max(ids) >= info.vocab_size):
         wrong = next(token for token in ids if not 0 <= token < info.vocab_size)
-        raise invalid(param, f"Token id {clip(str(wrong), 24)} is not in 0..{info.vocab_size - 1}.", "invalid_token_id")
+        message = f"Token id {clip(str(wrong), 24)} in '{param}' is not in 0..{info.vocab_size - 1}."
+        raise invalid(param, message, "invalid_token_id")
     return tuple(ids)
 
 
@@ -69,6 +70,8 @@ def plan(
     prompts: Sequence[tuple[tuple[int, ...], int]],
 ) -> Generation:
     """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow)."""
+    check_ids(body.stop_token_ids, info, "stop_token_ids")
+    check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
         _choice(service, info, body, reply_id, number * body.n + index, prompt, max_tokens, _seed(seed, index, body.n))
@@ -88,6 +91,12 @@ def _choice(
     max_tokens: int,
     seed: int,
 ) -> Choice:
+    if body.min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens",
+            f"min_tokens is {body.min_tokens}, but at most {max_tokens} tokens may be made.",
+            "invalid_value",
+        )
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=body.temperature,
@@ -95,16 +104,29 @@ def _choice(
         top_k=max(body.top_k, 0),
         min_p=body.min_p,
         seed=seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=body.logit_bias,
+        min_tokens=body.min_tokens,
+        stop_token_ids=body.stop_token_ids,
+        ignore_eos=body.ignore_eos,
     )
     recorder = service.metrics.recorder(info.draft)
     return Choice(
         index,
         Request(f"{reply_id}-{index}", prompt, params, max_nodes=body.max_nodes, cache_salt=body.cache_salt or ""),
         Detokenizer(service.tokenizer),
-        StopStrings(body.stop),
-        frozenset(info.eos_token_ids),
+        StopStrings(body.stop, shown=body.include_stop_str_in_output),
+        _hidden(params, info, body),
         lambda: ChoiceRecord(recorder, len(prompt)),
     )
+
+
+def _hidden(params: SamplingParams, info: EngineInfo, body: GenerationRequest) -> frozenset[int]:
+    """End tokens that show no text."""
+    ends = frozenset(params.ends(info.eos_token_ids))
+    return ends - frozenset(body.stop_token_ids) if body.include_stop_str_in_output else ends
 
 
 def _seed(seed: int, index: int, n: int) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from redraft.server.engine import types
+
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 BODY_SECONDS: Final = 30.0
 """A body that has not arrived by then is answered with 408."""
@@ -21,6 +23,8 @@ MAX_PARTS: Final = 1024
 """Content parts of one message."""
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
+MAX_STOP_TOKENS: Final = types.MAX_STOP_TOKENS
+MAX_LOGIT_BIAS: Final = types.MAX_LOGIT_BIAS
 MAX_USER_CHARS: Final = 512
 MAX_SALT_CHARS: Final = 256
 MAX_DRAFTED: Final = 63

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, PlainValidator, Strict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from redraft.server.limits import (
     MAX_CHOICES,
@@ -14,46 +13,27 @@ from redraft.server.limits import (
     MAX_MESSAGES,
     MAX_PARTS,
     MAX_SALT_CHARS,
-    MAX_STOP_CHARS,
-    MAX_STOPS,
     MAX_USER_CHARS,
 )
 from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_MESSAGE, drop_neutral
+from redraft.server.schema_sampling import Bool, Int, SamplingFields, is_ids
+from redraft.server.schema_sampling import conflict as _conflict
 
-Int = Annotated[int, Strict()]
-Bool = Annotated[bool, Strict()]
-Number = Annotated[float, Strict(), AllowInfNan(False)]
 Prompt = str | list[str] | list[int] | list[list[int]]
-
-
-def _is_ids(value: object) -> bool:
-    # type() and not isinstance: true and false are no token ids
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
 def _prompts(value: Any) -> list[str] | list[list[int]]:
     """One prompt or several, each a text or a list of token ids, as a list of prompts."""
     if isinstance(value, str):
         return [value]
-    if _is_ids(value):
+    if value and is_ids(value):
         return [value]
     if isinstance(value, list) and value:
         if len(value) > MAX_CHOICES:
             raise ValueError(f"at most {MAX_CHOICES} prompts are taken at once")
-        if all(isinstance(item, str) for item in value) or all(_is_ids(item) for item in value):
+        if all(isinstance(item, str) for item in value) or all(item and is_ids(item) for item in value):
             return value
     raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise ValueError("must be a text or a list of texts")
-    if len(stops) > MAX_STOPS:
-        raise ValueError(f"at most {MAX_STOPS} stop strings are taken")
-    if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
-        raise ValueError(f"each stop string must have 1 to {MAX_STOP_CHARS} characters")
-    return tuple(stops)
 
 
 def _content(value: Any) -> str:
@@ -76,11 +56,6 @@ def _few_fields(value: Any) -> Any:
             raise ValueError(f"the object has more than {MAX_FIELDS} fields")
         return drop_neutral(value, NEUTRAL)
     return value
-
-
-def _conflict(param: str, message: str) -> PydanticCustomError:
-    """What is wrong with ``param`` only beside another parameter."""
-    return PydanticCustomError("conflict", "{message}", {"message": message, "param": param})
 
 
 class StreamOptions(BaseModel):
@@ -132,31 +107,12 @@ class Message(BaseModel):
         return drop_neutral(value, NEUTRAL_IN_MESSAGE) if isinstance(value, dict) else value
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(SamplingFields):
     """What both endpoints take."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(description="Name of the model, as `/v1/models` lists it.")
-    temperature: Number = Field(default=1.0, ge=0, le=2, description="0 is greedy.")
-    top_p: Number = Field(
-        default=1.0, gt=0, le=1, description="Keep the likeliest tokens whose probabilities reach this sum."
-    )
-    top_k: Int = Field(default=0, ge=-1, lt=2**31, description="Keep this many tokens; 0 and -1 keep all.")
-    min_p: Number = Field(
-        default=0.0, ge=0, le=1, description="Keep tokens at least this likely, relative to the likeliest."
-    )
-    seed: Int | None = Field(
-        default=None,
-        ge=-(2**63),
-        lt=2**64,
-        description="Same request and seed, same text, whatever else the server does. Drawn at random if left out.",
-    )
-    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str])] = Field(
-        default=(),
-        description=f"Up to {MAX_STOPS} texts of up to {MAX_STOP_CHARS} characters; "
-        "the reply ends before the first that appears.",
-    )
     n: Int = Field(default=1, ge=1, le=MAX_CHOICES, description="How many choices to make of each prompt.")
     stream: Bool = Field(default=False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 class StopStrings:
     """Watches the text of one choice."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, shown: bool = False) -> None:
+        """``shown``: the text ends behind the stop string instead of before it."""
         self._stops = stops
+        self._shown = shown
         self._held = ""
         self.matched = False
         """Set once a stop string was found; nothing is emitted after that."""
@@ -28,7 +30,8 @@ class StopStrings:
         if ends:
             self.matched = True
             self._held = ""
-            return text[: min(ends)[1]]
+            end, start = min(ends)
+            return text[: end if self._shown else start]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]

@@ -15,6 +15,7 @@ import torch
 from redraft.drafts.base import Candidates, Drafter
 from redraft.kernels.accept import Committed
 from redraft.kernels.attention import MakeAttention
+from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.graphs import Graphs, Recorder
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
@@ -80,7 +81,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue ``request``; raises ``RedraftError`` if it can never run."""
-        if refusal := self.scheduler.refusal(request):
+        if refusal := self.scheduler.refusal(request) or request.params.refusal(self.info.vocab_size):
             raise RedraftError(refusal)
         if not all(0 <= token < self.info.vocab_size for token in request.prompt):
             raise RedraftError(f"token ids must lie in 0 ... {self.info.vocab_size - 1}")
@@ -164,6 +165,7 @@ class Engine:
             context_bound=max((len(sequence.tokens) for sequence in decoding), default=0) + unread,
             sampled=any(p.temperature > 0 for p in params),
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params),
+            stages=Stages.of(decoding, self.state.eos),
             drafting=pace.drafting,
             capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
             chunks=tuple(Chunk(chunk.sequence.running_slot, chunk.start, chunk.count) for chunk in chunks),

@@ -7,6 +7,7 @@ prefill go along in the same pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -21,12 +22,18 @@ from redraft.kernels.compact_kv import compact_kv
 from redraft.kernels.pack_tree import pack_tree
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.sample import sample
+from redraft.server.engine.adjusting import NOTHING, Stages
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.prefill_rows import Chunk, join, prefill_rows
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 
 PLAIN = NoDrafter()
+
+Allow = Callable[[Rows], Tensor]
+"""A grammar's masks: for a round's R rows, in their order, ``allowed`` [R, ceil(V / 32)] int32 (kernels/adjust.py) on
+the rows' device; all bits set where no grammar rules.  Called while the target's pass runs on a GPU; it may read the
+rows' tokens, and what it returns must depend on each row's path alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ class Plan:
     """Some request has a temperature above 0."""
     filtered: bool
     """Some request uses top_k, top_p or min_p."""
+    stages: Stages = NOTHING
+    """What is asked of the logits before temperature, and of the end."""
     drafting: bool = True
     """False leaves the draft out: every tree is its root."""
     capped: bool = False
@@ -53,9 +62,17 @@ class Plan:
 
 
 def run_round(
-    state: DeviceState, target: Target, drafter: Drafter, plan: Plan, make_attention: MakeAttention
+    state: DeviceState,
+    target: Target,
+    drafter: Drafter,
+    plan: Plan,
+    make_attention: MakeAttention,
+    allow: Allow | None = None,
 ) -> tuple[Committed, Candidates]:
-    """Run one round for all active slots; ``state`` is advanced in place.  Returns what came of what was proposed."""
+    """Run one round for all active slots; ``state`` is advanced in place.  Returns what came of what was proposed.
+
+    ``allow``: given where some request has a grammar.
+    """
     bounds = Bounds(plan.context_bound, plan.requests, plan.sampled)
     tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
     score = _weighed(state, tree, plan)
@@ -66,10 +83,12 @@ def run_round(
         every = join(rows, prefill_rows(state, plan.chunks, plan.prefill))
         bound = max(bound, max(chunk.start + chunk.count for chunk in plan.chunks))
     hidden = forward_rows(state, target, drafter, every, bound, make_attention)[: plan.rows]
-    choice = sample(
-        target.logits(hidden), rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered
-    )
-    committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, state.eos)
+    adjusting = state.adjusting
+    z = adjusting.adjusted(target.logits(hidden), rows, plan.stages, None if allow is None else allow(rows))
+    choice = sample(z, rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered)
+    ends = adjusting.ends[:, : plan.stages.ends]
+    committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, ends)
+    adjusting.committed(committed, plan.stages)
     for kv in (state.kv, state.draft_kv):
         if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, root, rows, committed, PAGE)

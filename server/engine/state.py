@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redraft.drafts.base import NO_CONTEXT, Context, DraftState
 from redraft.kernels.sample import SamplingTable
+from redraft.server.engine.adjusting import Adjusting
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.target.spec import TargetSpec
@@ -59,7 +60,9 @@ class DeviceState:
         """[S+1] most drafted nodes that a request may have verified in a round."""
         self.trust = table(torch.float32)
         """[S+1] what a draft's scores are multiplied with, so that those of several requests can be compared."""
-        self.eos = torch.tensor(spec.eos_token_ids, dtype=torch.int64, device=device)
+        self.eos = tuple(token for token in spec.eos_token_ids if 0 <= token < spec.vocab)
+        """The target's own end tokens."""
+        self.adjusting = Adjusting(slots, spec.vocab, len(self.eos), device)
         shape = (spec.layers, 2, (pages + 1) * PAGE, spec.kv_heads, spec.head_dim)
         self.kv = _zeros(shape, kv_dtype, device)
         """[L, 2, cells, HKV, HD]; a page is zeroed before it goes to another request: a masked lane weighs 0, but 0
@@ -90,6 +93,7 @@ class DeviceState:
         self.sampling.min_p[slot] = params.min_p
         self.sampling.top_k[slot] = params.top_k
         self.sampling.seed[slot] = signed64(params.seed)
+        self.adjusting.admit(sequence, self.eos)
         self.most_nodes[slot] = nodes
         self.trust[slot] = 1.0
         self.give_pages(sequence, sequence.computed // PAGE)

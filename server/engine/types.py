@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+MAX_LOGIT_BIAS = 512
+"""Biased tokens of a request, at most."""
+MAX_STOP_TOKENS = 64
+"""End tokens that a request may name, at most."""
+
 
 class RedraftError(Exception):
     """Something the user can mend; the message says what is wrong and what to do.  Shown without a traceback."""
@@ -36,6 +41,49 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int = 0
     """64 bits, signed or unsigned; keys the noise together with position and token id."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of every token that was produced before."""
+    frequency_penalty: float = 0.0
+    """Taken from it for every time it was."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens of prompt or output, and multiplies others."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, and what is added to their logits."""
+    min_tokens: int = 0
+    """Tokens to produce before one may end the text."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, beside the target's own."""
+    ignore_eos: bool = False
+    """The target's own do not."""
+
+    @property
+    def penalised(self) -> bool:
+        """Whether any penalty asks for counts."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    def ends(self, eos: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens that end the text, each once; ``eos`` are the target's own."""
+        own = () if self.ignore_eos else eos
+        return tuple(dict.fromkeys((*own, *self.stop_token_ids)))
+
+    def refusal(self, vocab: int) -> str | None:
+        """Why an engine of ``vocab`` tokens cannot do this, or None."""
+        shifts = (self.presence_penalty, self.frequency_penalty, *(value for _, value in self.logit_bias))
+        # nan is in no range
+        if not all(-100 <= shift <= 100 for shift in shifts):
+            return "presence_penalty, frequency_penalty and the values of logit_bias must lie in -100 ... 100"
+        if not 0.01 <= self.repetition_penalty <= 100:
+            return f"repetition_penalty must lie in 0.01 ... 100, not be {self.repetition_penalty}"
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            return f"min_tokens must lie in 0 ... {self.max_tokens} (max_tokens), not be {self.min_tokens}"
+        biased = [token for token, _ in self.logit_bias]
+        if len(biased) > MAX_LOGIT_BIAS or len(set(biased)) < len(biased):
+            return f"logit_bias takes at most {MAX_LOGIT_BIAS} tokens, each once"
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            return f"stop_token_ids takes at most {MAX_STOP_TOKENS} tokens"
+        if not all(0 <= token < vocab for token in (*biased, *self.stop_token_ids)):
+            return f"token ids must lie in 0 ... {vocab - 1}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def test_end_of_text_and_limits_hold_inside_an_accepted_run(engine: Engine) -> N
     eos = engine.state.eos
     try:
         for number in range(1, 12):
-            engine.state.eos = torch.tensor([expected[number]])
+            engine.state.eos = (expected[number],)
             engine.drafter = drafters(engine, reference)["always right"]
             first = expected.index(expected[number])
             assert decode(engine, [prompt], params) == [expected[: first + 1]]

@@ -22,6 +22,8 @@ from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.attention import cpu_attention, twin_attention
 from redraft.kernels.linear import Linear
+from redraft.kernels.rows import Rows
+from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.state import DeviceState
@@ -147,6 +149,21 @@ def test_no_value_on_the_host_depends_on_a_token(
             committed, _ = run_round(state, target, drafter, plan, twin_attention)
     assert committed.tokens.shape == (3, width)
     assert committed.count.shape == (3,)
+
+
+@pytest.mark.parametrize("kind", ["none", "ngram"])
+def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
+    stages = Stages(penalised=True, biased=True, minimum=True)
+    plan = dataclasses.replace(PLAN, stages=stages)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        state, target, drafter = fake_parts(random_target("llama"), kind, 7)
+        state.adjusting.reserve()
+
+        def allow(rows: Rows) -> torch.Tensor:
+            return torch.zeros(len(rows.token), -(-target.spec.vocab // 32), dtype=torch.int32)
+
+        committed, _ = run_round(state, target, drafter, plan, twin_attention, allow)
+    assert committed.tokens.shape == (3, WIDTHS[kind])
 
 
 @pytest.mark.parametrize("kind", ["ngram", "dflash", "eagle3"])

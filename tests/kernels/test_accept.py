@@ -25,15 +25,17 @@ class Round:
     length: Tensor
     limit: Tensor
     active: Tensor
-    eos: Tensor
+    ends: Tensor
 
     def arguments(
         self, device: torch.device | str = "cpu"
     ) -> tuple[Rows, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Fresh copies, in ``accept``'s order."""
         rows = Rows(*(getattr(self.rows, field.name).to(device) for field in dataclasses.fields(Rows)))
-        state = (self.choice, self.tokens, self.length, self.limit, self.active, self.eos)
-        return (rows, *(x.clone().to(device) for x in state))  # type: ignore[return-value]
+        state = (self.choice, self.tokens, self.length, self.limit, self.active)
+        # as the round does it: the first columns of a wider table, here of one that ends everything
+        wider = torch.cat((self.ends, torch.zeros_like(self.ends[:, :1])), 1).to(device)
+        return (rows, *(x.clone().to(device) for x in state), wider[:, :-1])  # type: ignore[return-value]
 
 
 @st.composite
@@ -56,13 +58,16 @@ def rounds(draw: st.DrawFn) -> Round:
     if draw(st.booleans()):
         # a slot may be cancelled between packing and accepting
         active = active & (torch.rand(S + 1, generator=g) < 0.7)
-    eos = torch.tensor(draw(st.lists(st.integers(0, vocab + 1), max_size=3)), dtype=torch.int64)
+    # real ones first
+    width = draw(st.integers(0, 3))
+    ends = torch.randint(0, vocab + 2, (S + 1, width), generator=g)
+    ends[torch.arange(width) >= torch.randint(0, width + 1, (S + 1, 1), generator=g)] = -1
     choice = torch.randint(0, vocab, (R,), generator=g)
     if draw(st.booleans()):
         # a draft that is always right: every inner node chooses a child's token
         choice.scatter_(0, rows.parent[rows.depth > 0], rows.token[rows.depth > 0])
     tokens = torch.randint(0, vocab, (S + 1, T), generator=g)
-    return Round(rows, choice, tokens, length, limit, active, eos)
+    return Round(rows, choice, tokens, length, limit, active, ends)
 
 
 def expected(r: Round) -> tuple[Committed, list[list[int]], list[int], list[bool]]:
@@ -83,7 +88,7 @@ def expected(r: Round) -> tuple[Committed, list[list[int]], list[int], list[bool
             committed.append(token)
             tokens[slot][length[slot]] = token
             length[slot] += 1
-            if token in r.eos.tolist():
+            if token in r.ends[slot].tolist():
                 finish = STOP
             elif length[slot] == min(int(r.limit[slot]), T):
                 finish = LENGTH
@@ -145,9 +150,8 @@ def chain(limit: int = 100, eos: tuple[int, ...] = (), active: bool = True, T: i
     rows = pack_tree_twin(token, parent, torch.ones(2, 4), on, length, 6)
     choice = torch.tensor([11, 12, 13, 14, 11, 11])
     limits = torch.tensor([limit, limit])
-    return Round(
-        rows, choice, torch.full((2, T), 77), length, limits, on & active, torch.tensor(eos, dtype=torch.int64)
-    )
+    ends = torch.tensor([[*eos, -1], [11, *[-1] * len(eos)]])
+    return Round(rows, choice, torch.full((2, T), 77), length, limits, on & active, ends)
 
 
 @pytest.mark.parametrize(
@@ -184,18 +188,20 @@ def test_twin_needs_no_data_on_the_host() -> None:
         ids = torch.zeros(4, 8, dtype=torch.int64)
         active, length = torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
         rows = pack_tree_twin(ids, ids.clone(), torch.zeros(4, 8), active, length, 12)
-        choice, eos = torch.zeros(12, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+        choice, ends = torch.zeros(12, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64)
         tokens = torch.zeros(4, 64, dtype=torch.int64)
-        committed = accept_twin(rows, choice, tokens, length, length.clone(), active, eos)
+        committed = accept_twin(rows, choice, tokens, length, length.clone(), active, ends)
         assert committed.path_row.shape == committed.tokens.shape == (4, 8)
         assert committed.count.shape == (4,)
 
 
 def test_kernel_names_the_argument_it_cannot_take(kernel_device: torch.device) -> None:
-    rows, choice, tokens, length, limit, active, eos = chain().arguments(kernel_device)
+    rows, choice, tokens, length, limit, active, ends = chain().arguments(kernel_device)
     with pytest.raises(ValueError, match="choice has shape"):
-        accept_kernel(rows, choice[:-1], tokens, length, limit, active, eos)
-    with pytest.raises(ValueError, match=r"eos must be torch\.int64"):
-        accept_kernel(rows, choice, tokens, length, limit, active, eos.int())
+        accept_kernel(rows, choice[:-1], tokens, length, limit, active, ends)
+    with pytest.raises(ValueError, match=r"ends\[0\] must be torch\.int64"):
+        accept_kernel(rows, choice, tokens, length, limit, active, ends.int())
+    with pytest.raises(ValueError, match=r"ends has shape \[3, 2\]"):
+        accept_kernel(rows, choice, tokens, length, limit, active, ends.new_zeros(3, 2))
     with pytest.raises(ValueError, match="tokens must be contiguous"):
-        accept_kernel(rows, choice, tokens[:, ::2], length, limit, active, eos)
+        accept_kernel(rows, choice, tokens[:, ::2], length, limit, active, ends)

@@ -50,53 +50,13 @@ def rows_of(R, seed=0):
     return torch.arange(R), torch.randint(0, 5000, (R,), generator=torch.Generator().manual_seed(seed))
 
 
-def numpy_noise(seed, t, V):
-    """The noise of all V tokens in double precision, from the definition."""
-    word = np.uint64(0xFFFFFFFF)
-    c = [np.arange(V, dtype=np.uint64) // np.uint64(4), np.full(V, t, np.uint64), np.zeros(V, np.uint64), None]
-    c[3] = c[2].copy()
-    k = [seed % 2**32, (seed >> 32) % 2**32]
-    for _ in range(10):
-        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [
-            (b >> np.uint64(32)) ^ c[1] ^ np.uint64(k[0]),
-            b & word,
-            (a >> np.uint64(32)) ^ c[3] ^ np.uint64(k[1]),
-            a & word,
-        ]
-        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
-    words = np.stack(c, 1)[np.arange(V), np.arange(V) % 4]
-    u = np.minimum((words.astype(np.float64) + 1) * 2.0**-32, 1 - 2.0**-24)
-    return -np.log(-np.log1p(-u))
-
-
-def numpy_choice(logits, temperature, top_p, min_p, top_k, seed, t):
-    """One row's token, step by step from the definitions, in double precision."""
-    x = np.where(np.isnan(logits), -np.inf, logits.astype(np.float64))
-    if temperature == 0:
-        return int(np.argmax(x))
-    z = x / temperature
-    order = sorted(range(len(z)), key=lambda v: (-z[v], v))
-    if min_p > 0:
-        order = [v for v in order if np.exp(z[v] - z[order[0]]) >= min_p]
-    if top_k > 0:
-        order = order[:top_k]
-    if top_p < 1:
-        p = np.exp(z[order] - z[order[0]])
-        cumulative = np.cumsum(p / p.sum())
-        order = order[: int(np.argmax(cumulative >= top_p)) + 1]
-    scores = np.full(len(z), -np.inf)
-    scores[order] = z[order] + numpy_noise(seed, t, len(z))[order]
-    return int(np.argmax(scores))
-
-
 @pytest.mark.parametrize("V", [1, 3, 63, 1000, 49152])
-def test_twin_follows_the_definitions(V):
+def test_twin_follows_the_definitions(V, literal_choice):
     table, logits = make_table(SETTINGS), make_logits(len(SETTINGS), V)
     slot, position = rows_of(len(SETTINGS))
     got = sample_twin(logits, slot, position, table, sampled=True, filtered=True)
     expected = [
-        numpy_choice(logits[row].numpy(), *SETTINGS[row], int(table.seed[row]), int(position[row]) + 1)
+        literal_choice(logits[row].numpy(), *SETTINGS[row], int(table.seed[row]), int(position[row]) + 1)
         for row in range(len(SETTINGS))
     ]
     assert got.tolist() == expected

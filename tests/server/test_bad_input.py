@@ -50,6 +50,11 @@ def goes_on(server):
     assert len(server.service.engine.requests) == 1
 
 
+BIASES = [
+    {"x": 1}, {"1.0": 1}, {"-1": 1}, {"260": 1}, {"01": 1}, {" 1": 1}, {"١": 1}, {"9" * 5000: 1}, {"1": None},
+    {"1": "5"}, {"1": True}, {"1": 100.1}, {"1": -101}, {"1": 10**400}, {str(i): 1 for i in range(1000)}, [], [[1, 1]],
+    "x", 5,
+]  # fmt: skip
 BOTH = [
     ("model", [None, 5, [], {}]),
     ("temperature", [-0.1, 2.1, 1e308, "1", True, [1]]),
@@ -66,10 +71,10 @@ BOTH = [
     ("speculation", ["off", 5, True, [], {"enabled": False, "max_nodes": 1}]),
     ("cache_salt", ["", "s" * 257, 5, True, ["s"]]),
     ("max_tokens", [0, -1, HUGE, 10**400, "5", 5.5, True]),
-    ("frequency_penalty", [1, -0.5, "0", True, False]),
-    ("presence_penalty", [0.1]),
-    ("repetition_penalty", [0, 1.1, True]),
-    ("logit_bias", [{"1": 5}, {"x": None}, {str(i): 1 for i in range(1000)}]),
+    ("frequency_penalty", [2.1, -2.1, "0", True, False, 1e308]),
+    ("presence_penalty", [2.01, -3, [0]]),
+    ("repetition_penalty", [0, -1, True, 1e-320, 101, "1"]),
+    ("logit_bias", BIASES),
     ("logprobs", [0, 1, -1, 10**9, True, "5"]),
     ("top_logprobs", [1, -1]),
     ("response_format", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]),
@@ -81,9 +86,10 @@ BOTH = [
     ("store", [True]),
     ("metadata", [{"a": "b"}]),
     ("service_tier", ["flex"]),
-    ("stop_token_ids", [[1], [10**9]]),
-    ("min_tokens", [1]),
-    ("ignore_eos", [True]),
+    ("stop_token_ids", [[10**9], [-1], [260], [1.0], [True], ["1"], 5, "5", [1] * 65, [10**400]]),
+    ("min_tokens", [-1, 10**9, HUGE, 1.5, "1", True]),
+    ("ignore_eos", [1, "true"]),
+    ("include_stop_str_in_output", [0, "yes"]),
     ("prompt_logprobs", [-1]),
     ("prompt_embeds", ["gASVAAAA"]),
     ("guided_regex", ["(a+)+"]),
@@ -173,6 +179,9 @@ def test_messages(server):
         pytest.param("completions", {**GOOD, "max_tokens": 511}, "prompt", id="does-not-fit"),
         pytest.param("completions", {**GOOD, "max_completion_tokens": 5}, "max_completion_tokens", id="chats-name"),
         pytest.param("completions", {**GOOD, "prompt": ["a"] * 65, "n": 2}, "n", id="prompts-times-n"),
+        pytest.param("completions", {**GOOD, "min_tokens": 17}, "min_tokens", id="min-beyond-default"),
+        pytest.param("completions", {**GOOD, "max_tokens": 4, "min_tokens": 5}, "min_tokens", id="min-beyond-max"),
+        pytest.param("chat/completions", {**GOOD_CHAT, "min_tokens": 505}, "min_tokens", id="min-beyond-context"),
         pytest.param("completions", {**GOOD, "n": 2, "include_metrics": True}, "include_metrics", id="metrics-of-n"),
         pytest.param("completions", {**GOOD, "prompt": ["a", "b"], "include_metrics": True}, "include_metrics", id="2"),
         pytest.param("completions", {**GOOD, "n": 2, "best_of": 3}, "best_of", id="best-of"),
@@ -314,9 +323,14 @@ def test_odd_but_good(server):
         "response_format": {"type": "text"}, "tools": [], "tool_choice": "auto", "store": False, "echo": False,
         "best_of": 1, "suffix": None, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True,
         "unknown": None, "stream_options": None, "max_tokens": None, "seed": None, "stop": None, "user": "me",
-        "speculation": None, "cache_salt": None,
+        "speculation": None, "cache_salt": None, "repetition_penalty": 1, "min_tokens": 0, "stop_token_ids": [],
+        "ignore_eos": False, "include_stop_str_in_output": False,
     }  # fmt: skip
-    extreme = {"temperature": 1e-320, "top_p": 1e-320, "top_k": -1, "min_p": -0.0, "seed": -(2**63), "stop": ["a"] * 16}
+    extreme = {
+        "temperature": 1e-320, "top_p": 1e-320, "top_k": -1, "min_p": -0.0, "seed": -(2**63), "stop": ["a"] * 16,
+        "presence_penalty": -2, "frequency_penalty": 2.0, "repetition_penalty": 0.01, "min_tokens": 16,
+        "max_tokens": 16, "logit_bias": {str(token): -100 for token in range(260)}, "stop_token_ids": [0] * 64,
+    }  # fmt: skip
     salted = {"cache_salt": "\u0000日" * 128, "speculation": {"max_nodes": 63, "enabled": None, "unknown": None}}
     for body in [neutral, extreme, salted, {"seed": 2**64 - 1}, {"prompt": "a\u0000b<|end|>"}, {"prompt": "x" * 511}]:
         reply = server.http.post("/v1/completions", json={**GOOD, **body})

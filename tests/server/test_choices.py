@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,13 @@ def test_parameters_reach_the_engine(server):
     body = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "seed": -3, "max_tokens": 9}
     (request,), _ = asked(server, {**GOOD, **body})
     assert request.params == SamplingParams(9, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=-3)
+    more = {"presence_penalty": -1, "frequency_penalty": 0.5, "repetition_penalty": 1.2, "min_tokens": 3}
+    ends = {"stop_token_ids": [7, 8], "ignore_eos": True, "logit_bias": {"5": -100, "0": 1.5}}
+    for path, good in (("completions", GOOD), ("chat/completions", {"model": "toy", "messages": TURNS})):
+        (request,), _ = asked(server, {**good, **body, **more, **ends}, path)
+        params = SamplingParams(9, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=-3, **more)
+        biased = replace(params, logit_bias=((5, -100.0), (0, 1.5)), stop_token_ids=(7, 8), ignore_eos=True)
+        assert request.params == biased
 
 
 @pytest.mark.parametrize(
@@ -189,3 +197,42 @@ def test_reply_metrics(serve, canned, usage):
 
 def test_no_metrics_unasked(server):
     assert "metrics" not in asked(server, GOOD)[1].json()
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({}, "abcdef"),
+        ({"stop": "cd"}, "ab"),
+        ({"stop": "cd", "include_stop_str_in_output": True}, "abcd"),
+        ({"stop": ["f", "cd"], "min_tokens": 3}, "abcde"),
+        ({"stop": ["cd"], "min_tokens": 2, "include_stop_str_in_output": True}, "abcd"),
+        ({"stop": ["e"], "min_tokens": 6, "max_tokens": 6}, "abcdef"),
+        ({"stop_token_ids": ["f"]}, "abcde"),
+        ({"stop_token_ids": ["f"], "include_stop_str_in_output": True}, "abcdef"),
+        ({"stop_token_ids": ["f"], "stop": "e", "include_stop_str_in_output": True}, "abcde"),
+    ],
+)
+def test_ends_are_shown_when_asked_and_not_looked_for_before_min_tokens(serve, canned, tokenizer, body, text):
+    """Rounds of 1, 3 and 2 tokens; the stop token comes last."""
+    server = serve(canned.engine("abcdef", finish=FinishReason.STOP))
+    if "stop_token_ids" in body:
+        server.service.engine.script = lambda _: [
+            replace(output, finish_reason=FinishReason.STOP if tokenizer.encode("f")[0] in output.tokens else None)
+            for output in canned.rounds("abcdef", finish=FinishReason.LENGTH)
+        ]
+        body = {**body, "stop_token_ids": [tokenizer.encode(token)[0] for token in body["stop_token_ids"]]}
+    for path, good in (("completions", GOOD), ("chat/completions", {"model": "toy", "messages": TURNS})):
+        _, reply = asked(server, {**good, **body}, path)
+        (choice,) = reply.json()["choices"]
+        assert choice["finish_reason"] == "stop" or "max_tokens" in body
+        assert (choice["text"] if path == "completions" else choice["message"]["content"]) == text
+
+
+def test_the_models_own_end_is_text_like_any_other_when_it_ends_nothing(serve, canned, tokenizer):
+    engine = canned.engine("abc", finish=FinishReason.LENGTH)
+    engine.info = replace(canned.info, eos_token_ids=tokenizer.encode("b"))
+    server = serve(engine)
+    for ignored, text in ((True, "abc"), (False, "ac")):
+        _, reply = asked(server, {**GOOD, "ignore_eos": ignored})
+        assert reply.json()["choices"][0]["text"] == text

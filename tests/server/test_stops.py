@@ -12,18 +12,18 @@ from redraft.server.detokenize import Detokenizer
 from redraft.server.stops import StopStrings
 
 
-def stream(pieces, stops):
+def stream(pieces, stops, shown=False):
     """What is emitted after each piece, then at the end."""
-    watch = StopStrings(stops)
+    watch = StopStrings(stops, shown=shown)
     return [*(watch.push(piece) for piece in pieces), watch.finish()], watch.matched
 
 
-def offline(text, stops):
+def offline(text, stops, shown=False):
     """The definition: grow the text by characters until it ends with a stop string; the longest one counts."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
-            return text[: end - max(map(len, found))], True
+            return text[: end if shown else end - max(map(len, found))], True
     return text, False
 
 
@@ -33,12 +33,12 @@ STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4).map(tupl
 
 
 @settings(deadline=None, max_examples=500)
-@given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 40)))
-def test_pieces_do_not_matter(text, stops, cuts):
+@given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 40)), shown=st.booleans())
+def test_pieces_do_not_matter(text, stops, cuts, shown):
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
-    emitted, matched = stream(pieces, stops)
-    assert ("".join(emitted), matched) == offline(text, stops)
+    emitted, matched = stream(pieces, stops, shown)
+    assert ("".join(emitted), matched) == offline(text, stops, shown)
 
 
 @settings(deadline=None, max_examples=300)

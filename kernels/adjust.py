@@ -1,0 +1,134 @@
+"""What a request asks of the logits before temperature: penalties, bias, min_tokens, a grammar's mask, in this order.
+
+Every row of a tree is adjusted as plain decoding would adjust it had the row's path been committed: penalties count the
+slot's text *plus the row's own ancestors and itself*.  All of it is elementwise, or writes to places that are the same
+whoever stands beside the row, so a row's bits depend on the row alone; nothing adds floats by atomics.
+
+The order within a row (docs/structure.md): repetition penalty, frequency and presence penalty, bias, end tokens masked
+while fewer than min_tokens were produced, tokens that a grammar forbids masked.  Temperature and filters come after
+(sample.py).  What a neutral value leaves alone keeps its bits: x / 1, x - 0 and x + 0 are x.
+
+There is no Triton kernel yet: on a GPU the twin runs, a few elementwise passes over [R, V] in rounds that ask for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redraft.kernels.accept import Committed
+from redraft.kernels.rows import Rows
+
+PRODUCED = 2
+"""What one produced token adds to ``Penalties.count``; the lowest bit says that the token is in the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Penalties of every slot and what they count.  The last slot, that of padding rows, is neutral."""
+
+    presence: Tensor
+    """[S+1] fp32, taken once from the logit of every token produced before; 0 is off."""
+    frequency: Tensor
+    """[S+1] fp32, taken from it for every time it was produced; 0 is off."""
+    repetition: Tensor
+    """[S+1] fp32, divides positive logits of every token of prompt or output and multiplies others; 1 is off."""
+    count: Tensor
+    """[S+1, V] int32: ``PRODUCED`` times how often a token was produced, plus 1 if it is in the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """What is added to single logits.  A slot's unused places repeat its first one; without any, all are (0, 0.0)."""
+
+    token: Tensor
+    """[S+1, B] int64."""
+    value: Tensor
+    """[S+1, B] fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class MinTokens:
+    """End tokens that may not come yet."""
+
+    until: Tensor
+    """[S+1] int64, the length of prompt and output from which on an end token may follow; 0 is off."""
+    ends: Tensor
+    """[S+1, E] int64, the slot's end tokens, real ones first, -1 where there are none."""
+
+
+def adjust(
+    logits: Tensor,
+    rows: Rows,
+    *,
+    penalties: Penalties | None = None,
+    bias: Bias | None = None,
+    minimum: MinTokens | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """The logits that sampling sees, ``[R, V]`` fp32, a new tensor.
+
+    ``logits [R, V]`` fp32 or bf16; ``rows`` the round's R rows.  ``allowed`` [R, ceil(V / 32)] int32 has bit v % 32 of
+    word v // 32 set where token v may come.  What is None is no part of the round: the host knows that without asking
+    the device.  Raises ``ValueError`` for a mask of another shape or type.
+    """
+    if allowed is not None:
+        R, V = logits.shape
+        if allowed.dtype != torch.int32 or allowed.shape != (R, -(-V // 32)):
+            raise ValueError(
+                f"allowed must be int32 of shape {[R, -(-V // 32)]}, but is {allowed.dtype} {list(allowed.shape)}"
+            )
+    return adjust_twin(logits, rows, penalties=penalties, bias=bias, minimum=minimum, allowed=allowed)
+
+
+def adjust_twin(
+    logits: Tensor,
+    rows: Rows,
+    *,
+    penalties: Penalties | None = None,
+    bias: Bias | None = None,
+    minimum: MinTokens | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """``adjust`` in plain torch, of fixed shapes."""
+    z = logits.to(torch.float32, copy=True)
+    if penalties is not None:
+        z = _penalised(z, rows, penalties)
+    if bias is not None:
+        token = bias.token[rows.slot]
+        # repeated places write the same value, so their order is nothing
+        z.scatter_(1, token, z.gather(1, token) + bias.value[rows.slot])
+    if minimum is not None:
+        early = rows.position + 1 < minimum.until[rows.slot]
+        ends = minimum.ends[rows.slot]
+        masked = (ends[:, :1] >= 0).logical_and_(early.unsqueeze(1))
+        token = torch.where(ends >= 0, ends, ends[:, :1]).clamp_(min=0)
+        z.scatter_(1, token, z.gather(1, token).masked_fill_(masked, float("-inf")))
+    if allowed is not None:
+        ids = torch.arange(z.shape[1], device=z.device)
+        words = allowed.index_select(1, ids >> 5)
+        z.masked_fill_(words.bitwise_right_shift_(ids.to(torch.int32) & 31).bitwise_and_(1) == 0, float("-inf"))
+    return z
+
+
+def _penalised(z: Tensor, rows: Rows, penalties: Penalties) -> Tensor:
+    count = penalties.count[rows.slot]
+    if rows.path.shape[1] > 1:
+        # the root is committed text already; a padding row's slot may begin behind the last row
+        above = (rows.first_row[rows.slot].unsqueeze(1) + rows.path[:, 1:].clamp(min=0)).clamp_(max=z.shape[0] - 1)
+        on_path = (rows.path[:, 1:] >= 0).to(torch.int32)
+        count.scatter_add_(1, rows.token[above], on_path.mul_(PRODUCED))
+    repetition, frequency, presence = (
+        table[rows.slot].unsqueeze(1) for table in (penalties.repetition, penalties.frequency, penalties.presence)
+    )
+    z = torch.where(count > 0, torch.where(z > 0, z / repetition, z * repetition), z)
+    produced = count.bitwise_right_shift_(1)
+    return z.sub_(frequency * produced).sub_(presence * (produced > 0))
+
+
+def count_committed(penalties: Penalties, committed: Committed) -> None:
+    """Enter what a round committed, for all slots, into ``penalties.count``."""
+    real = committed.tokens >= 0
+    penalties.count.scatter_add_(1, committed.tokens.clamp(min=0), real.to(torch.int32).mul_(PRODUCED))

@@ -1,0 +1,114 @@
+"""What a client may say about how tokens are chosen and where a text ends; both endpoints take it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AllowInfNan, BaseModel, Field, PlainValidator, Strict
+from pydantic_core import PydanticCustomError
+
+from redraft.server.limits import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
+
+Int = Annotated[int, Strict()]
+Bool = Annotated[bool, Strict()]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+
+
+def conflict(param: str, message: str) -> PydanticCustomError:
+    """What is wrong with ``param`` only beside another parameter."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "param": param})
+
+
+def is_ids(value: object) -> bool:
+    """Whether ``value`` is a list of integers."""
+    # type() and not isinstance: true and false are no token ids
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise ValueError("must be a text or a list of texts")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} stop strings are taken")
+    if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"each stop string must have 1 to {MAX_STOP_CHARS} characters")
+    return tuple(stops)
+
+
+def _stop_tokens(value: Any) -> tuple[int, ...]:
+    if not is_ids(value):
+        raise ValueError("must be a list of token ids")
+    if len(value) > MAX_STOP_TOKENS:
+        raise ValueError(f"at most {MAX_STOP_TOKENS} stop tokens are taken")
+    return tuple(value)
+
+
+def _bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of token id and bias."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"at most {MAX_LOGIT_BIAS} tokens can be biased")
+    # one way to write an id, so that none can come twice
+    if not all(len(key) < 20 and key.isascii() and key.isdecimal() and str(int(key)) == key for key in value):
+        raise ValueError("each key must be a token id")
+    if not all(type(bias) in (int, float) and -100 <= bias <= 100 for bias in value.values()):
+        raise ValueError("each value must be a number from -100 to 100")
+    return tuple((int(key), float(bias)) for key, bias in value.items())
+
+
+class SamplingFields(BaseModel):
+    """How tokens are chosen and where the text ends.  All of it holds under speculation as without."""
+
+    temperature: Number = Field(default=1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: Number = Field(
+        default=1.0, gt=0, le=1, description="Keep the likeliest tokens whose probabilities reach this sum."
+    )
+    top_k: Int = Field(default=0, ge=-1, lt=2**31, description="Keep this many tokens; 0 and -1 keep all.")
+    min_p: Number = Field(
+        default=0.0, ge=0, le=1, description="Keep tokens at least this likely, relative to the likeliest."
+    )
+    seed: Int | None = Field(
+        default=None,
+        ge=-(2**63),
+        lt=2**64,
+        description="Same request and seed, same text, whatever else the server does. Drawn at random if left out.",
+    )
+    presence_penalty: Number = Field(
+        default=0.0, ge=-2, le=2, description="Taken once from the logit of every token that was produced before."
+    )
+    frequency_penalty: Number = Field(
+        default=0.0, ge=-2, le=2, description="Taken from the logit of a token for every time it was produced."
+    )
+    repetition_penalty: Number = Field(
+        default=1.0,
+        ge=0.01,
+        le=100,
+        description="Divides the positive logits of tokens in prompt or output, and multiplies their negative ones.",
+    )
+    logit_bias: Annotated[
+        tuple[tuple[int, float], ...], PlainValidator(_bias, json_schema_input_type=dict[str, float])
+    ] = Field(
+        default=(),
+        description=f"Up to {MAX_LOGIT_BIAS} token ids, each with a number from -100 to 100 to add to its logit.",
+        examples=[{"50": -100}],
+    )
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str])] = Field(
+        default=(),
+        description=f"Up to {MAX_STOPS} texts of up to {MAX_STOP_CHARS} characters; "
+        "the reply ends before the first that appears.",
+    )
+    stop_token_ids: Annotated[tuple[int, ...], PlainValidator(_stop_tokens, json_schema_input_type=list[int])] = Field(
+        default=(), description=f"Up to {MAX_STOP_TOKENS} tokens that end the reply, beside the model's own."
+    )
+    include_stop_str_in_output: Bool = Field(
+        default=False, description="Show the stop string or the stop token that ended the reply."
+    )
+    ignore_eos: Bool = Field(default=False, description="Go on behind the model's own end-of-turn tokens.")
+    min_tokens: Int = Field(
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="Tokens to make before the reply may end; stop strings are looked for in what comes after them.",
+    )
