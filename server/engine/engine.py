@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 
 import torch
@@ -16,7 +17,9 @@ from redraft.drafts.base import Candidates, Drafter
 from redraft.kernels.accept import Committed
 from redraft.kernels.attention import MakeAttention
 from redraft.server.engine.adjusting import Stages
+from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Graphs, Recorder
+from redraft.server.engine.guiding import TreeMasks, force, is_guided
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
@@ -26,7 +29,7 @@ from redraft.server.engine.scheduler import PrefillChunk, Scheduler
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.types import EngineInfo, RedraftError, Request, RoundOutput, StepOutput
+from redraft.server.engine.types import EngineInfo, FinishReason, RedraftError, Request, RoundOutput, StepOutput
 
 Round = tuple[Committed, Candidates]
 """What came of a round, and what was proposed for it."""
@@ -44,6 +47,7 @@ class Engine:
         scheduler: Scheduler,
         make_attention: MakeAttention,
         pacer: Pacer,
+        grammars: Grammars,
         recorder: Recorder[Round] | None = None,
     ) -> None:
         """``recorder`` makes graphs of rounds; without one every round is launched op by op."""
@@ -53,6 +57,7 @@ class Engine:
         self.scheduler = scheduler
         self.make_attention = make_attention
         self.pacer = pacer
+        self.grammars = grammars
         # a GPU's results are read one round behind, so that launching never waits for them
         self.lag = 1 if state.device.type == "cuda" else 0
         self.pending: deque[PendingRound] = deque()
@@ -85,7 +90,7 @@ class Engine:
             raise RedraftError(refusal)
         if not all(0 <= token < self.info.vocab_size for token in request.prompt):
             raise RedraftError(f"token ids must lie in 0 ... {self.info.vocab_size - 1}")
-        self.scheduler.add(request)
+        self.scheduler.add(request, self.grammars.matcher(request.grammar) if request.grammar else None)
 
     @torch.inference_mode()
     def cancel(self, request_id: str) -> None:
@@ -111,11 +116,16 @@ class Engine:
             chunk.sequence.prefilled(chunk.count)
             self.scheduler.publish(chunk.sequence)
             self._begin_decoding(chunk.sequence)
-        while len(self.pending) > (self.lag if self.scheduler.decoding() else 0):
+        while len(self.pending) > self._behind():
             outputs += self._collect(self.pending.popleft())
         if not self.busy:
             self.scheduler.check_integrity()
         return StepOutput(tuple(outputs), self.scheduler.stats())
+
+    def _behind(self) -> int:
+        """Rounds that need not be read yet."""
+        decoding = self.scheduler.decoding()
+        return self.lag if decoding and not is_guided(decoding) else 0
 
     def _make_room(self) -> list[RoundOutput]:
         """Pages for what decodes; who must give up its place is first heard to the end."""
@@ -136,7 +146,9 @@ class Engine:
                 sequence.prompt_seconds = time.perf_counter() - sequence.begun
 
     def _launch(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> PendingRound:
-        plan = self._plan(decoding, pace, chunks)
+        guided = is_guided(decoding)
+        forced = force(self.state, decoding, self.pacer.allowed, self.drafter.max_nodes) if guided else 0
+        plan = self._plan(decoding, pace, chunks, forced)
         if len(decoding) > 1 and pace.drafting:
             trust = torch.ones(self.state.slots + 1)
             for sequence in decoding:
@@ -146,17 +158,18 @@ class Engine:
         start = chunks[0].start if chunks else 0
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, prefill, start)
         watch = Stopwatch(self.state.device)
-        committed, tree = self.graphs(plan) if self.graphs else self._round(plan)
+        masks = TreeMasks(decoding, self.grammars.words) if guided else None
+        committed, tree = self.graphs(plan) if self.graphs and not guided else self._round(plan, masks)
         watch.stop()
-        return read_back(decoding, work, watch, committed, tree)
+        return read_back(decoding, work, watch, committed, tree, masks)
 
-    def _round(self, plan: Plan) -> Round:
-        return run_round(self.state, self.target, self.drafter, plan, self.make_attention)
+    def _round(self, plan: Plan, masks: TreeMasks | None = None) -> Round:
+        return run_round(self.state, self.target, self.drafter, plan, self.make_attention, masks)
 
-    def _plan(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> Plan:
+    def _plan(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk], forced: int = 0) -> Plan:
         params = [sequence.request.params for sequence in decoding]
         prefill = sum(chunk.count for chunk in chunks)
-        rows = max(len(decoding) + pace.nodes, MIN_ROWS) if decoding else 0
+        rows = max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0
         total = row_bucket(rows + prefill)
         unread = len(self.pending) * self.scheduler.tree_rows
         return Plan(
@@ -168,6 +181,7 @@ class Engine:
             stages=Stages.of(decoding, self.state.eos),
             drafting=pace.drafting,
             capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
+            forced=forced > 0,
             chunks=tuple(Chunk(chunk.sequence.running_slot, chunk.start, chunk.count) for chunk in chunks),
             prefill=total - rows if chunks else 0,
         )
@@ -177,9 +191,11 @@ class Engine:
         self.pacer.took(pending.work, pending.watch.seconds)
         if pending.work.drafting:
             self._learn(outcomes)
-        return [self._output(outcome) for outcome in outcomes]
+        return [self._output(outcome, pending.failures) for outcome in outcomes]
 
     def _learn(self, outcomes: Many[Outcome]) -> None:
+        # what a grammar forces says nothing of the draft
+        outcomes = [outcome for outcome in outcomes if not outcome.sequence.forced]
         sequences = [outcome.sequence for outcome in outcomes]
         drafted, accepted = sum(o.drafted for o in outcomes), sum(o.accepted for o in outcomes)
         self.pacer.gained(sequences, drafted, accepted)
@@ -187,8 +203,11 @@ class Engine:
             if outcome.proposal is not None:
                 self.pacer.proposed(outcome.sequence.request.request_id, outcome.proposal)
 
-    def _output(self, outcome: Outcome) -> RoundOutput:
+    def _output(self, outcome: Outcome, failures: Mapping[int, str]) -> RoundOutput:
         sequence = outcome.sequence
+        if error := failures.get(sequence.running_slot) or _disobeys(sequence, outcome.tokens):
+            self._release(sequence.request.request_id)
+            return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=error)
         first = len(sequence.tokens) == len(sequence.request.prompt)
         sequence.committed(outcome.tokens)
         self.scheduler.publish(sequence)
@@ -210,3 +229,13 @@ class Engine:
         self.pacer.forget(request_id)
         if slot is not None:
             self.state.release(slot)
+
+
+def _disobeys(sequence: Sequence, tokens: list[int]) -> str | None:
+    """Tell a sequence's grammar what was committed; why it cannot go on, if so."""
+    try:
+        if sequence.matcher is not None:
+            sequence.matcher.commit(tokens)
+    except RedraftError as error:
+        return str(error)
+    return None

@@ -11,12 +11,14 @@ import torch
 from redraft.drafts.base import Drafter
 from redraft.kernels import linear
 from redraft.kernels.attention import cpu_attention, twin_attention
+from redraft.kernels.pack_tree import MAX_NODES
 from redraft.kernels.tree_attention import CHUNK
 from redraft.server.engine import rows_plan
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.costs import Costs
 from redraft.server.engine.draft_choice import DraftChoice, choose_draft
 from redraft.server.engine.engine import Engine, Round
+from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Recorder, cuda_recorder
 from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype, machine
 from redraft.server.engine.measure_costs import cost_table
@@ -37,6 +39,10 @@ MAX_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows of a pass where nothing else is asked for: on a CPU those at which a row is cheapest (docs/log.md)."""
 
 
+MOST_FORCED = 16
+"""Tokens about which a grammar leaves no choice that are drafted in a round, at most."""
+
+
 def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine:
     """Load everything ``config`` names; ``RedraftError`` says what cannot be had.  ``drafter`` overrides (tests)."""
     if PAGE != CHUNK or rows_plan.MIN_ROWS < linear.MIN_ROWS:
@@ -49,7 +55,8 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     choice = _given(drafter) if drafter else choose_draft(config, spec, device)
     # on a CPU the products of attention run in fp32, and converting cached values would cost more than their memory
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
-    tree_rows = max(choice.candidates + 1, choice.context.reach)
+    forced = min(MOST_FORCED, MAX_NODES - 1 - choice.candidates) if choice.candidates else 0
+    tree_rows = max(choice.candidates + 1, choice.context.reach) + forced
     sizes = fit(
         spec,
         choice.context,
@@ -72,6 +79,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
             max_model_len=sizes.max_model_len,
             tree_rows=tree_rows,
             context=choice.context,
+            forced=forced,
         )
         target = Target(spec, weights, state.positions)
         drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), state.positions)
@@ -107,7 +115,8 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     most_nodes = choice.candidates if config.max_nodes is None else choice.nodes
     pacer = Pacer(most_rows, most_nodes, config.speculation, costs)
     recorder: Recorder[Round] | None = cuda_recorder() if device.type == "cuda" and config.cuda_graphs else None
-    return Engine(info, target, drafter, state, scheduler, make_attention, pacer, recorder)
+    grammars = Grammars(folder / "tokenizer.json", spec.vocab, state.eos)
+    return Engine(info, target, drafter, state, scheduler, make_attention, pacer, grammars, recorder)
 
 
 def _most_rows(config: EngineConfig, device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from redraft.drafts.base import Candidates
 from redraft.kernels.accept import RUNNING, STOP, Committed
 from redraft.server.engine.acceptance import Proposal
 from redraft.server.engine.costs import Work
+from redraft.server.engine.guiding import TreeMasks
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.types import FinishReason
 
@@ -63,6 +65,13 @@ class PendingRound:
     copies: tuple[Tensor, ...]
     """Tokens, count, accepted, drafted, finish; with a draft also its tokens, parents and scores."""
     ready: torch.cuda.Event | None
+    masks: TreeMasks | None = None
+    """Of a round with grammars."""
+
+    @property
+    def failures(self) -> Mapping[int, str]:
+        """By slot, why a grammar could not say what may follow."""
+        return {} if self.masks is None else self.masks.failures
 
     def outcomes(self, running: Many[Sequence]) -> list[Outcome]:
         """What the round did for those of ``running`` that took part; waits until it is back."""
@@ -101,7 +110,12 @@ def _reason(code: int) -> FinishReason | None:
 
 
 def read_back(
-    sequences: Many[Sequence], work: Work, watch: Stopwatch, committed: Committed, tree: Candidates
+    sequences: Many[Sequence],
+    work: Work,
+    watch: Stopwatch,
+    committed: Committed,
+    tree: Candidates,
+    masks: TreeMasks | None = None,
 ) -> PendingRound:
     """Start copying what a round committed to the host."""
     tensors: tuple[Tensor, ...] = (
@@ -115,8 +129,8 @@ def read_back(
         tensors += (tree.token, tree.parent, tree.score)
     slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
     if not committed.count.is_cuda:
-        return PendingRound(slots, work, watch, tensors, None)
+        return PendingRound(slots, work, watch, tensors, None, masks)
     copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return PendingRound(slots, work, watch, copies, event)
+    return PendingRound(slots, work, watch, copies, event, masks)

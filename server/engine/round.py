@@ -7,14 +7,15 @@ prefill go along in the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from redraft.drafts.base import Bounds, Candidates, Drafter, Passed
+from redraft.drafts.forced import with_forced
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.accept import Committed, accept
 from redraft.kernels.attention import MakeAttention
@@ -30,10 +31,15 @@ from redraft.server.engine.target.decoder import Target
 
 PLAIN = NoDrafter()
 
-Allow = Callable[[Rows], Tensor]
-"""A grammar's masks: for a round's R rows, in their order, ``allowed`` [R, ceil(V / 32)] int32 (kernels/adjust.py) on
-the rows' device; all bits set where no grammar rules.  Called while the target's pass runs on a GPU; it may read the
-rows' tokens, and what it returns must depend on each row's path alone."""
+
+class Allow(Protocol):
+    """What grammars allow in a round; may read the rows' tokens, and must depend on each row's path alone."""
+
+    def see(self, rows: Rows) -> None:
+        """The round's R rows are these; called before the target's pass is launched."""
+
+    def masks(self) -> Tensor:
+        """[R, ceil(V / 32)] int32 on the rows' device (kernels/adjust.py); called after the pass was launched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class Plan:
     """False leaves the draft out: every tree is its root."""
     capped: bool = False
     """Some request may have fewer nodes than a draft proposes."""
+    forced: bool = False
+    """A grammar leaves some request no choice for a while (``state.forced``)."""
     chunks: Many[Chunk] = ()
     """What is prefilled in the same pass, and how many rows it takes with padding."""
     prefill: int = 0
@@ -75,6 +83,8 @@ def run_round(
     """
     bounds = Bounds(plan.context_bound, plan.requests, plan.sampled)
     tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
+    if plan.forced:
+        tree = with_forced(tree, state.forced)
     score = _weighed(state, tree, plan)
     rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
     root = state.length - 1
@@ -82,9 +92,11 @@ def run_round(
     if plan.chunks:
         every = join(rows, prefill_rows(state, plan.chunks, plan.prefill))
         bound = max(bound, max(chunk.start + chunk.count for chunk in plan.chunks))
+    if allow is not None:
+        allow.see(rows)
     hidden = forward_rows(state, target, drafter, every, bound, make_attention)[: plan.rows]
-    adjusting = state.adjusting
-    z = adjusting.adjusted(target.logits(hidden), rows, plan.stages, None if allow is None else allow(rows))
+    adjusting, logits = state.adjusting, target.logits(hidden)
+    z = adjusting.adjusted(logits, rows, plan.stages, None if allow is None else allow.masks())
     choice = sample(z, rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered)
     ends = adjusting.ends[:, : plan.stages.ends]
     committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, ends)

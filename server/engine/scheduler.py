@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.grammar import Matcher
 from redraft.server.engine.pages import PagePool
 from redraft.server.engine.prefix import PageKeys
 from redraft.server.engine.sequence import Sequence
@@ -74,9 +75,10 @@ class Scheduler:
             return f"the request needs {needed} KV pages; there are {self.pool.total}"
         return None
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """``matcher``: of the request's grammar."""
         keys = PageKeys(self.version, request.cache_salt)
-        self.waiting.append(Sequence(request, self.limit(request), keys, list(request.prompt)))
+        self.waiting.append(Sequence(request, self.limit(request), keys, list(request.prompt), matcher=matcher))
 
     def grow(self, rounds: int) -> tuple[list[tuple[Sequence, int]], list[int]]:
         """Give everything that decodes room for ``rounds`` rounds that the host will not have heard of.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from redraft.server.engine.grammar import Matcher
 from redraft.server.engine.prefix import PageKeys
 from redraft.server.engine.types import Request
 
@@ -28,6 +29,10 @@ class Sequence:
     """Pages whose keys the pool was told."""
     begun: float | None = None
     """When it was first admitted, in seconds of ``perf_counter``."""
+    matcher: Matcher | None = None
+    """Its grammar, at the end of ``tokens``."""
+    forced: int = 0
+    """Tokens of the round under way that its grammar drafted."""
     prompt_seconds: float | None = None
     """What the prefill of its prompt took, queueing not counted."""
 

@@ -32,7 +32,9 @@ class DeviceState:
         max_model_len: int,
         tree_rows: int,
         context: Context = NO_CONTEXT,
+        forced: int = 0,
     ) -> None:
+        """``forced``: most tokens that a grammar may draft for a request in a round."""
         self.slots = slots
         self.device = device
 
@@ -60,6 +62,8 @@ class DeviceState:
         """[S+1] most drafted nodes that a request may have verified in a round."""
         self.trust = table(torch.float32)
         """[S+1] what a draft's scores are multiplied with, so that those of several requests can be compared."""
+        self.forced = torch.full((slots + 1, forced), -1, device=device)
+        """[S+1, F] int64 tokens about which a grammar leaves no choice, -1 behind them."""
         self.eos = tuple(token for token in spec.eos_token_ids if 0 <= token < spec.vocab)
         """The target's own end tokens."""
         self.adjusting = Adjusting(slots, spec.vocab, len(self.eos), device)

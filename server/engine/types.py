@@ -97,6 +97,8 @@ class Request:
     """Most drafted nodes to verify in a round; 0 decodes plainly, None leaves it to the engine."""
     reuse: bool = True
     """Whether KV may come from earlier requests, and go to later ones."""
+    grammar: str | None = None
+    """What the output has to follow, in llguidance's notation (grammar.py)."""
     cache_salt: str = ""
     """Only requests with the same salt share KV, so that no one's speed tells what others asked."""
 

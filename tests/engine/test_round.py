@@ -151,6 +151,19 @@ def test_no_value_on_the_host_depends_on_a_token(
     assert committed.count.shape == (3,)
 
 
+class AllMasked:
+    """A grammar that allows nothing."""
+
+    def __init__(self, vocab: int) -> None:
+        self.words = -(-vocab // 32)
+
+    def see(self, rows: Rows) -> None:
+        self.rows = len(rows.token)
+
+    def masks(self) -> torch.Tensor:
+        return torch.zeros(self.rows, self.words, dtype=torch.int32)
+
+
 @pytest.mark.parametrize("kind", ["none", "ngram"])
 def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
     stages = Stages(penalised=True, biased=True, minimum=True)
@@ -159,11 +172,18 @@ def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[s
         state, target, drafter = fake_parts(random_target("llama"), kind, 7)
         state.adjusting.reserve()
 
-        def allow(rows: Rows) -> torch.Tensor:
-            return torch.zeros(len(rows.token), -(-target.spec.vocab // 32), dtype=torch.int32)
-
-        committed, _ = run_round(state, target, drafter, plan, twin_attention, allow)
+        committed, _ = run_round(state, target, drafter, plan, twin_attention, AllMasked(target.spec.vocab))
     assert committed.tokens.shape == (3, WIDTHS[kind])
+
+
+@pytest.mark.parametrize("kind", ["none", "ngram", "merged"])
+def test_forced_tokens_join_without_a_look(kind: str, random_target: Callable[[str], Path]) -> None:
+    plan = dataclasses.replace(PLAN, forced=True)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        state, target, drafter = fake_parts(random_target("llama"), kind, 7)
+        state.forced = torch.full((3, 4), -1)
+        committed, _ = run_round(state, target, drafter, plan, twin_attention)
+    assert committed.tokens.shape == (3, WIDTHS[kind] + 4)
 
 
 @pytest.mark.parametrize("kind", ["ngram", "dflash", "eagle3"])

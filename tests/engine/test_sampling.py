@@ -201,13 +201,17 @@ def test_min_tokens_stop_tokens_and_eos_hold_inside_an_accepted_run(engine: Engi
 def test_a_grammars_mask_follows_the_tree(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A toy grammar: after token t only tokens of another residue modulo 5 may come."""
 
-    def allow(rows: Rows) -> torch.Tensor:
-        may = (torch.arange(352) % 5 != rows.token.unsqueeze(1) % 5).view(len(rows.token), -1, 32)
-        words = (may.to(torch.int64) << torch.arange(32)).sum(2)
-        return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    class Residues:
+        def see(self, rows: Rows) -> None:
+            self.token = rows.token
+
+        def masks(self) -> torch.Tensor:
+            may = (torch.arange(352) % 5 != self.token.unsqueeze(1) % 5).view(len(self.token), -1, 32)
+            words = (may.to(torch.int64) << torch.arange(32)).sum(2)
+            return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
     def masked(*arguments: object) -> object:
-        return run_round(*arguments, allow)  # type: ignore[arg-type]
+        return run_round(*arguments[:5], Residues())  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine_module, "run_round", masked)
     requests = [Request(str(n), p, replace(GREEDY, temperature=0.8 * n)) for n, p in enumerate((LOOP, LONG))]

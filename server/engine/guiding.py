@@ -1,0 +1,86 @@
+"""Grammars in rounds: what they allow after each row, what they force, and what they make of a commit.
+
+Masks are computed on the host while the device runs the target.  That is the only wait of a round for the device: its
+tree has to be known, which it is long before the target is through.  And a grammar has to have heard of the last round
+before the next one is launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redraft.kernels.rows import Rows
+from redraft.server.engine.grammar import EVERY_TOKEN, Matcher
+from redraft.server.engine.sequence import Sequence
+from redraft.server.engine.state import DeviceState
+from redraft.server.engine.types import RedraftError
+
+
+def is_guided(sequences: Many[Sequence]) -> bool:
+    """Whether any of ``sequences`` has a grammar."""
+    return any(sequence.matcher is not None for sequence in sequences)
+
+
+def force(state: DeviceState, decoding: Many[Sequence], allowed: Callable[[Sequence], int], proposed: int) -> int:
+    """Enter what grammars force into ``state.forced``; returns how many tokens that is in all.
+
+    ``allowed``: most nodes that a request may have verified in a round; where that is what the draft proposes,
+    ``proposed``, what is forced comes on top.
+    """
+    table, width = torch.full(state.forced.shape, -1), state.forced.shape[1]
+    for sequence in decoding:
+        matcher, most = sequence.matcher, allowed(sequence)
+        most = width if most == proposed > 0 else min(width, most)
+        tokens = [] if matcher is None else matcher.forced(most)
+        sequence.forced = len(tokens)
+        table[sequence.running_slot, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    count = sum(sequence.forced for sequence in decoding)
+    if count:
+        state.forced.copy_(table, non_blocking=True)
+    return count
+
+
+class TreeMasks:
+    """The masks of one round; ``see`` before the target's pass, ``masks`` after it was launched."""
+
+    def __init__(self, decoding: Many[Sequence], words: int) -> None:
+        """``words``: of a mask, 32 tokens each."""
+        self.matchers: Mapping[int, Matcher] = {s.running_slot: s.matcher for s in decoding if s.matcher is not None}
+        self.words = words
+        self.failures: dict[int, str] = {}
+        """By slot, why a request cannot go on; its rows get any tokens."""
+
+    def see(self, rows: Rows) -> None:
+        """Start copying the R rows to the host."""
+        self.device = rows.token.device
+        tensors = (rows.token, rows.slot, rows.parent)
+        self.copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self.ready = None
+        if self.device.type == "cuda":
+            self.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.ready.record()
+
+    def masks(self) -> Tensor:
+        """[R, words] int32, a bit for every token that may follow a row; all of them for rows without a grammar."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        token, slot, parent = (copy.tolist() for copy in self.copies)
+        masks = np.full((len(token), self.words), EVERY_TOKEN, dtype=np.int32)
+        of_slot: dict[int, list[int]] = {number: [] for number in self.matchers}
+        for row, number in enumerate(slot):
+            if number in of_slot:
+                of_slot[number].append(row)
+        for number, rows in of_slot.items():
+            if rows:
+                # a slot's rows are contiguous and parents come first
+                nodes = [parent[row] - rows[0] for row in rows]
+                try:
+                    masks[rows] = self.matchers[number].masks([token[row] for row in rows], nodes)
+                except RedraftError as error:
+                    self.failures[number] = str(error)
+        return torch.from_numpy(masks).to(self.device, non_blocking=True)
