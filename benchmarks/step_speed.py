@@ -20,9 +20,8 @@ from redraft.drafts.none import NoDrafter
 from redraft.kernels.attention import MakeAttention
 from redraft.kernels.linear import Linear
 from redraft.server.engine.config import PAGE
-from redraft.server.engine.engine import Round
 from redraft.server.engine.graphs import Graphs, cuda_recorder
-from redraft.server.engine.round import Plan, run_round
+from redraft.server.engine.round import Plan, Ran, run_round
 from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -119,7 +118,7 @@ class Steps:
             state.active[: case.requests] = True
             self._wait()
             begun = time.perf_counter()
-            self.committed, _ = run(plan)
+            self.committed = run(plan).committed
             self._wait()
             times.append(time.perf_counter() - begun)
         return sorted(times)[len(times) // 2]
@@ -151,10 +150,10 @@ class Steps:
             torch.cuda.synchronize()
 
 
-def _runner(state: DeviceState, target: Target, drafter: Drafter, make_attention: MakeAttention) -> Graphs[Round]:
+def _runner(state: DeviceState, target: Target, drafter: Drafter, make_attention: MakeAttention) -> Graphs[Ran]:
     """Rounds by graph on a GPU, as they are elsewhere."""
 
-    def run(plan: Plan) -> Round:
+    def run(plan: Plan) -> Ran:
         return run_round(state, target, drafter, plan, make_attention)
 
     record = cuda_recorder() if state.device.type == "cuda" else lambda again: again

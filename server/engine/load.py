@@ -17,12 +17,13 @@ from redraft.server.engine import rows_plan
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.costs import Costs
 from redraft.server.engine.draft_choice import DraftChoice, choose_draft
-from redraft.server.engine.engine import Engine, Round
+from redraft.server.engine.engine import Engine
 from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Recorder, cuda_recorder
 from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype, machine
 from redraft.server.engine.measure_costs import cost_table
 from redraft.server.engine.pace import LEAST_PREFILL, Pacer
+from redraft.server.engine.round import Ran
 from redraft.server.engine.scheduler import Scheduler
 from redraft.server.engine.self_check import differences, report
 from redraft.server.engine.sizing import fit
@@ -114,7 +115,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, reuse=config.prefix_caching)
     most_nodes = choice.candidates if config.max_nodes is None else choice.nodes
     pacer = Pacer(most_rows, most_nodes, config.speculation, costs)
-    recorder: Recorder[Round] | None = cuda_recorder() if device.type == "cuda" and config.cuda_graphs else None
+    recorder: Recorder[Ran] | None = cuda_recorder() if device.type == "cuda" and config.cuda_graphs else None
     grammars = Grammars(folder / "tokenizer.json", spec.vocab, state.eos)
     return Engine(info, target, drafter, state, scheduler, make_attention, pacer, grammars, recorder)
 

@@ -11,8 +11,9 @@ from redraft.benchmarks.local import decode
 from redraft.benchmarks.tiny import make_tiny_target
 from redraft.drafts.none import NoDrafter
 from redraft.server.engine.config import EngineConfig
-from redraft.server.engine.engine import Engine, Round
+from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.round import Ran
 from redraft.server.engine.types import SamplingParams
 
 PROMPTS = [list(range(1, 9)) * 2, list(range(30, 37)), [5, 6] * 70]
@@ -31,7 +32,7 @@ def recording(config: EngineConfig, request: pytest.FixtureRequest) -> tuple[Eng
     """An engine whose rounds are recorded, and the drafters whose rounds were."""
     engine, recorded = build_engine(config), list[str]()
 
-    def record(run: Callable[[], Round]) -> Callable[[], Round]:
+    def record(run: Callable[[], Ran]) -> Callable[[], Ran]:
         recorded.append(engine.drafter.name)
         return run
 
