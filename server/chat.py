@@ -28,6 +28,7 @@ from redraft.server.replies import (
 from redraft.server.respond import respond
 from redraft.server.schemas import ChatRequest, Message
 from redraft.server.service import ServiceDep
+from redraft.server.structured import enforced
 from redraft.server.text import TextTokenizer
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])
@@ -49,8 +50,9 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
+    grammar = await enforced(body)
     form = ChatForm(info, body.model)
-    return await respond(request, body, plan(service, info, body, form.id, sized), form, info.max_nodes)
+    return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
 
 
 async def _render(tokenizer: TextTokenizer, messages: Sequence[Message]) -> str:

@@ -17,6 +17,7 @@ from redraft.server.replies import Completion, CompletionChoice
 from redraft.server.respond import respond
 from redraft.server.schemas import CompletionRequest
 from redraft.server.service import Service, ServiceDep
+from redraft.server.structured import enforced
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -37,8 +38,9 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     service.check_model(body.model)
     prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
+    grammar = await enforced(body)
     form = CompletionForm(info, body.model)
-    return await respond(request, body, plan(service, info, body, form.id, sized), form, info.max_nodes)
+    return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
 
 
 async def _prompt(service: Service, info: EngineInfo, prompt: str | list[int]) -> tuple[int, ...]:

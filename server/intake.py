@@ -68,13 +68,30 @@ def plan(
     body: GenerationRequest,
     reply_id: str,
     prompts: Sequence[tuple[tuple[int, ...], int]],
+    grammar: str | None = None,
 ) -> Generation:
-    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow)."""
+    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow).
+
+    ``grammar``: what all of them follow (structured.py).
+    """
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
-        _choice(service, info, body, reply_id, number * body.n + index, prompt, max_tokens, _seed(seed, index, body.n))
+        _choice(
+            service,
+            info,
+            body,
+            Request(
+                f"{reply_id}-{number * body.n + index}",
+                prompt,
+                _params(body, max_tokens, _seed(seed, index, body.n)),
+                max_nodes=body.max_nodes,
+                grammar=grammar,
+                cache_salt=body.cache_salt or "",
+            ),
+            number * body.n + index,
+        )
         for number, (prompt, max_tokens) in enumerate(prompts)
         for index in range(body.n)
     ]
@@ -85,19 +102,29 @@ def _choice(
     service: Service,
     info: EngineInfo,
     body: GenerationRequest,
-    reply_id: str,
+    request: Request,
     index: int,
-    prompt: tuple[int, ...],
-    max_tokens: int,
-    seed: int,
 ) -> Choice:
+    recorder = service.metrics.recorder(info.draft)
+    return Choice(
+        index,
+        request,
+        Detokenizer(service.tokenizer),
+        StopStrings(body.stop, shown=body.include_stop_str_in_output),
+        _hidden(request.params, info, body),
+        lambda: ChoiceRecord(recorder, len(request.prompt)),
+    )
+
+
+def _params(body: GenerationRequest, max_tokens: int, seed: int) -> SamplingParams:
+    """What the engine is told of sampling; 400 when fewer tokens may be made than have to be."""
     if body.min_tokens > max_tokens:
         raise invalid(
             "min_tokens",
             f"min_tokens is {body.min_tokens}, but at most {max_tokens} tokens may be made.",
             "invalid_value",
         )
-    params = SamplingParams(
+    return SamplingParams(
         max_tokens=max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -111,15 +138,6 @@ def _choice(
         min_tokens=body.min_tokens,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
-    )
-    recorder = service.metrics.recorder(info.draft)
-    return Choice(
-        index,
-        Request(f"{reply_id}-{index}", prompt, params, max_nodes=body.max_nodes, cache_salt=body.cache_salt or ""),
-        Detokenizer(service.tokenizer),
-        StopStrings(body.stop, shown=body.include_stop_str_in_output),
-        _hidden(params, info, body),
-        lambda: ChoiceRecord(recorder, len(prompt)),
     )
 
 

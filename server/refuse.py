@@ -38,7 +38,6 @@ NEUTRAL: Mapping[str, Neutral] = {
     "prediction": _is(),
     "prompt_cache_key": _is(),
     "reasoning_effort": _is(),
-    "response_format": _is({"type": "text"}),
     "safety_identifier": _is(),
     "service_tier": _is("auto", "default"),
     "skip_special_tokens": _is(True),

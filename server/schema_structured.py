@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from redraft.server.limits import MAX_ALTERNATIVES, MAX_FORMAT_NAME_CHARS, MAX_GRAMMAR_CHARS
 from redraft.server.refuse import drop_neutral
+from redraft.server.schema_sampling import conflict
 
 JsonSchema = dict[str, Any] | Annotated[bool, Strict()]
 """A JSON schema is an object or a truth value."""
@@ -91,3 +92,56 @@ class StructuredOutputs(_Strict):
     def _asks(self, name: str) -> bool:
         value = getattr(self, name)
         return value is not None and not (name == "json_object" and value is False)
+
+
+class Asked(NamedTuple):
+    """A form, and the parameter that asked for it."""
+
+    form: TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuredOutputs
+    param: str
+
+
+class StructuredFields(BaseModel):
+    """The ways to ask for a form; one at a time."""
+
+    response_format: ResponseFormat | None = Field(
+        default=None, description="OpenAI's way: free text, any JSON object, or JSON that follows a schema."
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None, description="vLLM's way: a JSON schema, a regular expression, a choice of texts or a grammar."
+    )
+    guided_json: JsonSchema | GrammarText | None = Field(
+        default=None, description="Older name of `structured_outputs.json`."
+    )
+    guided_regex: GrammarText | None = Field(default=None, description="Older name of `structured_outputs.regex`.")
+    guided_choice: list[GrammarText] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_ALTERNATIVES,
+        description="Older name of `structured_outputs.choice`.",
+    )
+    guided_grammar: GrammarText | None = Field(default=None, description="Older name of `structured_outputs.grammar`.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        asked = self._asked()
+        if len(asked) > 1:
+            raise conflict(asked[1].param, f"cannot be given beside {asked[0].param}")
+        return self
+
+    @property
+    def form(self) -> Asked | None:
+        """What was asked for; None for free text."""
+        return next(iter(self._asked()), None)
+
+    def _asked(self) -> list[Asked]:
+        asked = []
+        if self.response_format is not None and not isinstance(self.response_format, TextFormat):
+            asked.append(Asked(self.response_format, "response_format"))
+        if self.structured_outputs is not None:
+            asked.append(Asked(self.structured_outputs, "structured_outputs"))
+        for name in ("json", "regex", "choice", "grammar"):
+            value = getattr(self, f"guided_{name}")
+            if value is not None:
+                asked.append(Asked(StructuredOutputs.model_validate({name: value}), f"guided_{name}"))
+        return asked

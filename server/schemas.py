@@ -18,6 +18,7 @@ from redraft.server.limits import (
 from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_MESSAGE, drop_neutral
 from redraft.server.schema_sampling import Bool, Int, SamplingFields, is_ids
 from redraft.server.schema_sampling import conflict as _conflict
+from redraft.server.schema_structured import StructuredFields
 
 Prompt = str | list[str] | list[int] | list[list[int]]
 
@@ -107,7 +108,7 @@ class Message(BaseModel):
         return drop_neutral(value, NEUTRAL_IN_MESSAGE) if isinstance(value, dict) else value
 
 
-class GenerationRequest(SamplingFields):
+class GenerationRequest(SamplingFields, StructuredFields):
     """What both endpoints take."""
 
     model_config = ConfigDict(extra="forbid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from llguidance import LLMatcher, grammar_from
 from redraft.server.errors import clip, invalid
 from redraft.server.limits import MAX_GRAMMAR_CHARS, MAX_MESSAGE_CHARS
 from redraft.server.schema_structured import JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, TextFormat
+from redraft.server.schemas import GenerationRequest
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -24,6 +26,18 @@ PLAIN_JSON: JsonCompileOptions = {
 }
 """As most libraries write JSON on one line: models know it well, and much of it is then forced, so drafted for free.
 With free white space small models are known to write nothing else."""
+
+
+async def enforced(body: GenerationRequest) -> str | None:
+    """The grammar that a reply to ``body`` has to follow, None for free text; 400 when there is no such."""
+    if body.form is None:
+        return None
+    form, param = body.form
+    if body.ignore_eos or body.min_tokens:
+        name = "ignore_eos" if body.ignore_eos else "min_tokens"
+        raise invalid(name, f"{name} cannot be given beside {param}: a form says itself where it ends.", "conflict")
+    # large ones take a tenth of a second, in which others' streams go on
+    return await asyncio.to_thread(grammar, form, param)
 
 
 def grammar(form: Form, param: str) -> str | None:

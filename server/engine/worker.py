@@ -108,6 +108,7 @@ def main() -> None:
     threading.Thread(target=connection.listen, daemon=True).start()
     try:
         engine = build_engine(start.config)
+        engine.grammars.prepare()  # or the first structured request would hold up everybody's rounds for it
         connection.send(Ready(engine.info))
         serve(engine, connection)
     except RedraftError as error:

@@ -132,6 +132,37 @@ def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
     assert server.metric("redraft_requests_total", finish_reason="cancelled") == 1
 
 
+def test_a_schema_is_followed_with_and_without_speculation(server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "population_in_millions": {"type": "integer"}},
+        "required": ["city", "population_in_millions"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+
+    def ask(**extra: object) -> openai.types.chat.ChatCompletion:
+        return client(server).chat.completions.create(
+            model="smollm2-135m",
+            messages=[{"role": "user", "content": "Name a large city and its population, as JSON."}],
+            response_format=form,  # type: ignore[arg-type]
+            max_tokens=80,
+            temperature=0.8,
+            seed=4,
+            extra_body={"include_metrics": True, **extra},
+        )
+
+    drafted, plain = ask(), ask(speculation={"enabled": False})
+    text = drafted.choices[0].message.content or ""
+    assert text == plain.choices[0].message.content
+    assert drafted.choices[0].finish_reason == "stop"
+    found = json.loads(text)
+    assert set(found) == {"city", "population_in_millions"}
+    assert isinstance(found["population_in_millions"], int)
+    # much of it leaves no choice: '{"city": "', then the name of the other property
+    assert drafted.model_extra["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] >= 8  # type: ignore[index]
+
+
 def test_refusals_leave_the_engine_as_it_was(server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="suffix"):
         client(server).completions.create(model="smollm2-135m", prompt="a", suffix="b")
