@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redraft.kernels.matmul import matmul_kernel
+from redraft.kernels.matmul import matmul_kernel, workspace
 from redraft.kernels.triton_support import use_triton
 
 MIN_ROWS = 2
@@ -45,6 +45,9 @@ class Linear:
             else weight.contiguous()
         )
         self.bias = bias
+        if use_triton(weight):
+            # now, and not while a graph is captured, whose own memory it would be
+            workspace(weight.device)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[R, K] -> [R, N]; ``residual`` [R, N] is added in fp32 where the backend fuses it, else after rounding."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redraft.kernels.matmul import MAX_REGISTERS, _product
+from redraft.kernels.matmul import MAX_REGISTERS
+from redraft.kernels.matmul_device import product
 from redraft.kernels.matmul_plan import ROWS, TILES, plan
 from redraft.kernels.triton_support import CompileCase
 
@@ -40,7 +41,7 @@ def variants(weight: Weight) -> list[CompileCase]:
     signature |= dict.fromkeys(("R", "N", "K", "part"), "i32")
     return [
         CompileCase(
-            _product,
+            product,
             signature,
             absent
             | {
