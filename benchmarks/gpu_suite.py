@@ -1,9 +1,9 @@
 """All that a GPU must prove and tell, in one command: ``python -m redraft.benchmarks.gpu_suite --out DIR``.
 
-Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, speed, steps of
-known shapes, peers.  GPU
-time is scarce: what is known is written to ``DIR/gpu_suite.json`` after every stage, and a stage that fails does not
-keep the next one from running.  The exit code is 1 if a check failed or a stage broke.
+Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, what share of it
+a layer's products and whole steps reach, speed, peers.  GPU time is scarce: what is known is written to
+``DIR/gpu_suite.json`` after every stage, and a stage that fails does not keep the next one from running.  The exit code
+is 1 if a check failed or a stage broke.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from redraft.benchmarks.bandwidth import copy_bandwidth
 from redraft.benchmarks.equality_checks import equality_checks
 from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
 from redraft.benchmarks.kernel_checks import FULL, QUICK, Check, kernel_checks
+from redraft.benchmarks.layer_checks import layer_checks
 from redraft.benchmarks.peers import peer_speed
+from redraft.benchmarks.product_speed import product_speed, table
 from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, row_checks
+from redraft.benchmarks.shapes import TARGETS, TINY
 from redraft.benchmarks.stamp import stamp
 from redraft.benchmarks.step_speed import CASES, step_speed
-from redraft.benchmarks.step_speed import SHAPES as SHAPES_OF_TARGETS
 from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
-from redraft.benchmarks.suite_speed import speed
+from redraft.benchmarks.suite_speed import plain_step, speed
 from redraft.benchmarks.tiny import make_tiny_target
 from redraft.kernels.triton_support import HAS_TRITON, INTERPRETED
 from redraft.server.engine.config import EngineConfig
@@ -51,6 +54,7 @@ class Suite:
         self.device, _ = choose_device(options.device)
         self.dtype, _ = choose_dtype(options.dtype, self.device)
         self.sizes = QUICK if self.quick else FULL
+        self.targets = TINY if self.quick else TARGETS
         self.max_tokens = options.max_tokens or (16 if self.quick else 128)
 
     @cached_property
@@ -82,13 +86,18 @@ class Suite:
             return read_id_prompts(self.options.prompts, self.options.target)
         return random_prompts(self.engine.info.vocab_size, count=3 if self.quick else SLOTS)
 
+    @cached_property
+    def copy_bytes_per_second(self) -> float:
+        """Measured once, whichever stage asks first."""
+        return copy_bandwidth(self.device, 2**24 if self.quick else 2**30)
+
     def kernels(self) -> Found:
         """Triton kernels against twins."""
         if not HAS_TRITON:
             return {"skipped": "Triton is not installed"}
         if self.device.type != "cuda" and not INTERPRETED:
             return {"skipped": "kernels need a CUDA device, or TRITON_INTERPRET=1; on a CPU the twins are what runs"}
-        return run_checks(kernel_checks(self.sizes, self.device))
+        return run_checks(chain(kernel_checks(self.sizes, self.device), layer_checks(self.targets, self.device)))
 
     def rows(self) -> Found:
         """Row invariance, op by op."""
@@ -102,24 +111,31 @@ class Suite:
 
     def bandwidth(self) -> Found:
         """Bytes per second of a large copy: what decoding speed is measured against."""
-        return {"copy_bytes_per_second": self.copy_bandwidth}
+        return {"copy_bytes_per_second": self.copy_bytes_per_second}
 
-    @cached_property
-    def copy_bandwidth(self) -> float:
-        """In bytes per second."""
-        return copy_bandwidth(self.device, 2**24 if self.quick else 2**30)
+    def products(self) -> Found:
+        """Each weight shape's product against what its bytes must take."""
+        found = [
+            one
+            for name, spec in self.targets.items()
+            for one in product_speed(name, spec, self.device, self.dtype, self.copy_bytes_per_second)
+        ]
+        print(table(found))
+        return {"products": found}
 
     def speed(self) -> Found:
         """Plain and speculative decoding, one request at a time and together."""
-        return speed(self.engine, self.engine.drafter, self.prompts, self.max_tokens, 1 if self.quick else 3)
+        found = speed(self.engine, self.engine.drafter, self.prompts, self.max_tokens, 1 if self.quick else 3)
+        context = sum(map(len, self.prompts)) // len(self.prompts) + self.max_tokens // 2
+        step = plain_step(self.engine, found["alone"]["plain_tokens_per_second"], context, self.copy_bytes_per_second)
+        return {**found, "plain_step": step}
 
     def steps(self) -> Found:
         """Plain steps and verified rounds on random weights of known shapes."""
-        shapes, cases = SHAPES_OF_TARGETS, CASES
-        if self.quick:
-            shapes, cases = {"tiny": self.engine.target.spec}, CASES[:2]
-        attention = self.engine.make_attention
-        return {"steps": step_speed(shapes, cases, self.device, self.dtype, attention, self.copy_bandwidth)}
+        cases, attention = CASES[:2] if self.quick else CASES, self.engine.make_attention
+        return {
+            "steps": step_speed(self.targets, cases, self.device, self.dtype, attention, self.copy_bytes_per_second)
+        }
 
     def peers(self) -> Found:
         """transformers on the same weights and prompts."""
@@ -132,6 +148,7 @@ STAGES: dict[str, Callable[[Suite], Found]] = {
     "rows": Suite.rows,
     "equality": Suite.equality,
     "bandwidth": Suite.bandwidth,
+    "products": Suite.products,
     "speed": Suite.speed,
     "steps": Suite.steps,
     "peers": Suite.peers,

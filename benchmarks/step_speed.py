@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redraft.benchmarks.traffic import target_pass
 from redraft.drafts.adversarial import ChainDrafter
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
@@ -31,18 +32,6 @@ from redraft.server.engine.target.weights import Layer, Weights
 LENGTH = 512
 """Tokens of every text when a measurement begins."""
 STEPS = 20
-
-
-def qwen3(layers: int, hidden: int, intermediate: int, heads: int, tied: bool) -> TargetSpec:
-    """A Qwen3 of that size (its technical report, table 1)."""
-    return TargetSpec(layers, hidden, intermediate, heads, 8, 128, 151936, 1e-6, 1e6, (), 40960, tied, True, (151645,))
-
-
-SHAPES: dict[str, TargetSpec] = {
-    "SmolLM2-135M": TargetSpec(30, 576, 1536, 9, 3, 64, 49152, 1e-5, 1e5, (), 8192, True, False, (2,)),
-    "Qwen3-1.7B": qwen3(28, 2048, 6144, 16, tied=True),
-    "Qwen3-8B": qwen3(36, 4096, 12288, 32, tied=False),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +149,6 @@ def _runner(state: DeviceState, target: Target, drafter: Drafter, make_attention
     return Graphs(run, record, state.slots, state.positions)
 
 
-def step_bytes(spec: TargetSpec, case: Case, itemsize: int) -> int:
-    """Bytes that a step has to read at least: every weight once (of an untied embedding only the rows asked for), and
-    the keys and values of every text once."""
-    weights = spec.parameters - (0 if spec.tied else spec.vocab * spec.hidden)
-    return weights * itemsize + case.requests * LENGTH * spec.kv_bytes(itemsize)
-
-
 def step_speed(
     shapes: Mapping[str, TargetSpec],
     cases: Iterable[Case],
@@ -196,7 +178,8 @@ def step_speed(
                 continue
             if case.rows == 1:
                 plain[case.requests] = seconds
-            floor = step_bytes(spec, case, dtype.itemsize) / bandwidth
+            moved = target_pass(spec, case.requests * case.rows, [LENGTH] * case.requests, dtype.itemsize)
+            floor = moved.seconds(bandwidth)
             entry |= {"seconds": seconds, "memory_seconds": floor, "share_of_bandwidth": floor / seconds}
             if case.requests in plain:
                 entry["against_plain"] = seconds / plain[case.requests]

@@ -11,9 +11,11 @@ from redraft.benchmarks.local import Decoded, decode
 from redraft.benchmarks.measure import FileRun, Pair, Reply
 from redraft.benchmarks.prompts import PromptFile
 from redraft.benchmarks.report import figures, table
+from redraft.benchmarks.traffic import target_pass
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
 from redraft.server.engine.engine import Engine
+from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.types import SamplingParams
 
 Prompts = Sequence[Sequence[int]]
@@ -50,6 +52,19 @@ def speed(engine: Engine, drafter: Drafter, prompts: Prompts, max_tokens: int, r
         "together": {name: median(speeds) for name, speeds in together.items()},
         "prompts_together": len(prompts),
     }
+
+
+def plain_step(engine: Engine, tokens_per_second: float, context: int, copy_bytes_per_second: float) -> dict[str, Any]:
+    """Milliseconds of a step of plain decoding, one request alone: measured, prefill included, and by its traffic."""
+    traffic = target_pass(engine.target.spec, row_bucket(1), [context], engine.target.dtype.itemsize)
+    found = {
+        "context": context,
+        "bytes": traffic.total,
+        "milliseconds": 1e3 / tokens_per_second,
+        "predicted_milliseconds": 1e3 * traffic.seconds(copy_bytes_per_second),
+    }
+    print("  plain step: {milliseconds:.3f} ms, its traffic alone {predicted_milliseconds:.3f} ms".format(**found))
+    return found
 
 
 def _pair(

@@ -142,10 +142,10 @@ class DFlashDrafter:
 
     def _layer(self, layer: DraftLayer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
         ops = self.block_ops
-        q = ops.rope_and_cache(layer.qkv(ops.norm(hidden, layer.input_norm)), layer.qk_norm, kv)
+        q = ops.rope_and_cache(ops.project(hidden, layer.input_norm, layer.qkv), layer.qk_norm, kv)
         out = attend(q, kv[0], kv[1], hidden.dtype).reshape(-1, self.config.query_width)
         hidden = layer.output(out, hidden)
-        return layer.down(ops.swiglu(layer.gate_up(ops.norm(hidden, layer.post_norm))), hidden)
+        return layer.down(ops.gate(hidden, layer.post_norm, layer.gate_up), hidden)
 
     def _marginals(
         self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool, own: Own | None = None

@@ -120,7 +120,7 @@ class Eagle3Drafter:
         for depth in range(self.steps):
             live = token.shape[1]
             hidden = self._pass(state, _rows(token, slot, root, path, state.active.shape[0]), feature, bounds)
-            logits = self.weights.head(self.node_ops.norm(hidden, self.weights.norm))
+            logits = self.node_ops.project(hidden, self.weights.norm, self.weights.head)
             logits = logits.view(*token.shape, -1)
             token, parent = tree.grow(*self._children(state, slot, root, depth, logits, bounds.sampled))
             row = parent + torch.arange(0, hidden.shape[0], live, device=self.device).unsqueeze(1)
@@ -143,7 +143,7 @@ class Eagle3Drafter:
         q = ops.rope_and_cache(weights.qkv(self._pair(ops, rows.token, feature)), None, state.kv[0])
         out = attend(q, state.kv[0, 0], state.kv[0, 1], feature.dtype).reshape(-1, self.config.query_width)
         hidden = weights.output(out, feature)
-        return weights.down(ops.swiglu(weights.gate_up(ops.norm(hidden, weights.post_norm))), hidden)
+        return weights.down(ops.gate(hidden, weights.post_norm, weights.gate_up), hidden)
 
     def _pair(self, ops: LayerOps, token: Tensor, feature: Tensor) -> Tensor:
         """[R, 2 H] what the layer's attention reads."""

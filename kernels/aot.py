@@ -1,8 +1,9 @@
 """Compile kernels for GPUs that are not here, and say what they need: ``python -m redraft.kernels.aot MODULE...``.
 
 For each module's ``COMPILE_CASES`` and each architecture one line of JSON with registers per thread, bytes of spill
-(stack and local memory) and bytes of shared memory.  ptxas and cuobjdump are in Triton's wheel, so this
-runs on a machine without CUDA.  Do not set ``TRITON_INTERPRET``: interpreted functions cannot be compiled.
+(stack and local memory), bytes of shared memory, and by what instructions and in what layouts matrices are multiplied
+and numbers added up.  ptxas and cuobjdump are in Triton's wheel, so this runs on a machine without CUDA.  Do not set
+``TRITON_INTERPRET``: interpreted functions cannot be compiled.
 """
 
 from __future__ import annotations
@@ -43,21 +44,31 @@ class Usage:
     """Bytes of shared memory per program."""
     fused: int
     """Fused multiply-adds in the PTX; a kernel compiled without fusion has none."""
+    products: tuple[str, ...]
+    """Tensor core instructions in the PTX, each once."""
+    orders: tuple[str, ...]
+    """Shapes and layouts of every ``tl.dot`` and every reduction, each once: where they agree, so does what is added
+    to what, and when."""
 
 
-def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int]:
-    """Compile for one architecture; returns (registers, spill bytes, shared bytes, fused multiply-adds)."""
+def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int, tuple[str, ...], tuple[str, ...]]:
+    """Compile for one architecture; returns the last six fields of ``Usage``."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     names = case.kernel.arg_names
     signature = {name: "constexpr" if name in case.constexprs else case.signature[name] for name in names}
     # torch aligns its allocations to at least 16 bytes, and the launcher specialises on it
-    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or name in case.divisible
+    }
     source = triton.compiler.ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
     options = {
         "num_warps": case.num_warps,
         "num_stages": case.num_stages,
+        "maxnreg": case.maxnreg,
         "enable_fp_fusion": case.enable_fp_fusion,
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -68,8 +79,26 @@ def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int
         tool = triton.knobs.nvidia.cuobjdump.path
         text = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
-    return usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, fused
+    ptx = compiled.asm["ptx"]
+    products = sorted(set(re.findall(r"\b((?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.]*)", ptx)))
+    return (
+        usage["REG"],
+        usage["STACK"] + usage["LOCAL"],
+        compiled.metadata.shared,
+        len(re.findall(r"\bfma\.", ptx)),
+        tuple(products),
+        _orders(compiled.asm["ttgir"]),
+    )
+
+
+def _orders(ttgir: str) -> tuple[str, ...]:
+    """Types of dots' and reductions' operands, layouts spelt out."""
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\.[^\n]*)$", ttgir, re.MULTILINE))
+    dots = re.findall(r"(tt\.dot) [^:]*: ([^\n]*?) loc", ttgir)
+    # a reduction's type stands behind its body
+    reductions = re.findall(r'"(tt\.reduce)".*?\}\) : ([^\n]*?) loc', ttgir, re.DOTALL)
+    named = {f"{op} {types}" for op, types in dots + reductions}
+    return tuple(sorted(re.sub(r"#\w+\b", lambda found: layouts.get(found[0], found[0]), one) for one in named))
 
 
 def _measure(job: tuple[str, int, int]) -> Usage:

@@ -1,13 +1,15 @@
-"""The row-wise ops between a layer's products: norm, rotation with the write to the cache, SwiGLU.
+"""What a layer does beside attention: norms and the products behind them, rotation and the write to the cache, SwiGLU.
 
 ``TorchOps`` is the twin: any device, any mode.  ``FusedCpuOps`` does the same in three calls of compiled C
 (fused_cpu.c), because at a few rows a layer's forty small torch calls take as long as half its products (docs/log.md).
-Each is row-invariant by itself; their bits differ from one another, so an engine keeps to one.
+``GpuOps`` (layer_gpu.py) has norm and SwiGLU inside the products.  Each is row-invariant by itself, as far as its
+products are; their bits differ from one another, so an engine keeps to one.
 """
 
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from redraft.kernels.fused_cpu import load_fused
-from redraft.kernels.rms_norm import rms_norm
+from redraft.kernels.layer_gpu import GpuOps
+from redraft.kernels.linear import Linear
+from redraft.kernels.rms_norm import rms_norm_twin
 from redraft.kernels.rope import apply_rope
+from redraft.kernels.triton_support import use_triton
 
 
 class LayerOps(Protocol):
@@ -29,6 +34,12 @@ class LayerOps(Protocol):
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Root-mean-square norm of ``x`` [R, H] with ``weight`` [H] fp32."""
 
+    def project(self, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
+        """``linear`` of the norm of ``x`` [R, H] with weight ``norm`` [H] fp32."""
+
+    def gate(self, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
+        """silu(gate) * up of ``gate_up``'s halves, of the norm of ``x`` [R, H] with weight ``norm`` -> [R, I]."""
+
     def turn(self, position: Tensor, cell: Tensor) -> None:
         """Prepare for a pass of rows at ``position`` [R], written to ``cell`` [R]."""
 
@@ -38,11 +49,25 @@ class LayerOps(Protocol):
         Keys and values go to ``kv`` [2, cells, HKV, HD]; the queries come back, times 1 / sqrt(HD), [R, HQ, HD] fp32.
         """
 
+
+class _OneByOne(ABC):
+    """Norm, product and SwiGLU one after the other."""
+
+    @abstractmethod
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor: ...
+
+    @abstractmethod
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of ``gate_up`` [R, 2 I] -> [R, I]."""
 
+    def project(self, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
+        return linear(self.norm(x, norm))
 
-class TorchOps:
+    def gate(self, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
+        return self.swiglu(gate_up(self.norm(x, norm)))
+
+
+class TorchOps(_OneByOne):
     """Plain torch."""
 
     name = "torch"
@@ -54,7 +79,7 @@ class TorchOps:
         self.head_scale = torch.tensor(scales, device=cos.device).unsqueeze(1)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight, self.eps)
+        return rms_norm_twin(x, weight, self.eps)
 
     def turn(self, position: Tensor, cell: Tensor) -> None:
         self.cell = cell
@@ -67,7 +92,7 @@ class TorchOps:
         split = qkv.float().view(qkv.shape[0], turned + self.kv_heads, -1)
         qk = split[:, :turned]
         if qk_norm is not None:
-            qk = rms_norm(qk, None, self.eps) * qk_norm
+            qk = rms_norm_twin(qk, None, self.eps) * qk_norm
         qk = apply_rope(qk, self.row_cos, self.row_sin)
         kv[0].index_copy_(0, self.cell, qk[:, self.heads :].to(kv.dtype))
         kv[1].index_copy_(0, self.cell, split[:, turned:].to(kv.dtype))
@@ -78,7 +103,7 @@ class TorchOps:
         return functional.silu(gate).mul_(up)
 
 
-class FusedCpuOps:
+class FusedCpuOps(_OneByOne):
     """Compiled C over CPU tensors of fp32 or bf16, with an fp32 cache."""
 
     def __init__(self, library: ctypes.CDLL, torch_ops: TorchOps, width: int) -> None:
@@ -143,7 +168,9 @@ def _dtype(x: Tensor) -> int:
 def layer_ops(
     cos: Tensor, sin: Tensor, *, heads: int, kv_heads: int, eps: float, dtype: torch.dtype, width: int
 ) -> LayerOps:
-    """The fused ops where there are a CPU and a C compiler, torch's otherwise."""
+    """Triton's on a GPU, the compiled ones where there are a CPU and a C compiler, torch's otherwise."""
+    if use_triton(cos, sin):
+        return GpuOps(cos, sin, heads, eps)
     plain = TorchOps(cos, sin, heads, kv_heads, eps)
     if cos.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return plain

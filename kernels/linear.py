@@ -1,5 +1,7 @@
 """Matrix product with a fixed weight, row-invariant: a row gets the same bits whatever rows stand beside it.
 
+On a GPU that is ``matmul.py``'s kernel, by construction.
+
 On a CPU the weight is laid out once for oneDNN's blocked kernels.  At 1 to 6 rows of bf16 this takes 0.7 of the plain
 layout's time, and from 2 rows on the products were byte-equal for every row count tried, in bf16 and in fp32, where
 torch's own product depends on the row count (docs/log.md).  A single row may differ, hence ``MIN_ROWS``.  What holds on
@@ -11,8 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from redraft.kernels.matmul import matmul_kernel, workspace
+from redraft.kernels.triton_support import use_triton
+
 MIN_ROWS = 2
-"""Passes have at least this many rows: one row alone takes another code path, with other bits."""
+"""Passes have at least this many rows: one row alone takes another code path on a CPU, with other bits."""
 
 ROWS_HINT = 8  # the layout oneDNN picks did not depend on it between 1 and 64
 
@@ -40,6 +45,9 @@ class Linear:
             else weight.contiguous()
         )
         self.bias = bias
+        if use_triton(weight):
+            # now, and not while a graph is captured, whose own memory it would be
+            workspace(weight.device)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[R, K] -> [R, N]; ``residual`` [R, N] is added in fp32 where the backend fuses it, else after rounding."""
@@ -48,5 +56,7 @@ class Linear:
             if residual is None:
                 return ops._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
             return ops._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")  # type: ignore[no-any-return]
+        if use_triton(x, self.weight):
+            return matmul_kernel(x.contiguous(), self.weight, self.bias, residual)
         out = torch.nn.functional.linear(x, self.weight, self.bias)
         return out if residual is None else out + residual

@@ -52,6 +52,10 @@ class CompileCase:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3
+    maxnreg: int | None = None
+    """Registers a thread may take; without it ptxas may spill a few to fit another program in."""
+    divisible: tuple[str, ...] = ()
+    """Integers that are multiples of 16 at launch, which Triton specialises on."""
     enable_fp_fusion: bool = True
     """False keeps products and sums apart (no fused multiply-add), as the launch of a bit-exact kernel must."""
 

@@ -56,13 +56,20 @@ def test_whole_suite_on_a_cpu(tmp_path: Path) -> None:
     code, report, output = suite(tmp_path, "--dtype", "fp32")
     assert code == 0, output
     stages = {stage["name"]: stage for stage in report["stages"]}
-    assert list(stages) == ["kernels", "rows", "equality", "bandwidth", "speed", "steps", "peers"]
+    names = ["kernels", "rows", "equality", "bandwidth", "products", "speed", "steps", "peers"]
+    assert list(stages) == names
     assert report["complete"] is True
     assert "CUDA" in stages["kernels"]["skipped"]
     names = [check["name"] for check in stages["equality"]["checks"]]
     assert {"ngram equals plain at T = 0.8", "random-trees equals plain at T = 0.0"} <= set(names)
     assert stages["bandwidth"]["copy_bytes_per_second"] > 0
+    measured = stages["products"]["products"]
+    assert {(one["product"], one["rows"]) for one in measured} >= {("qkv", 1), ("gate_up", 16), ("head", 64)}
+    assert all(one["microseconds"] > 0 and one["share_of_copy_bandwidth"] > 0 for one in measured)
     assert stages["speed"]["alone"]["parity"] == 1.0
+    step = stages["speed"]["plain_step"]
+    assert step["milliseconds"] > 0
+    assert step["predicted_milliseconds"] == 1e3 * step["bytes"] / stages["bandwidth"]["copy_bytes_per_second"]
     assert stages["speed"]["together"]["plain"] > 0
     assert stages["speed"]["weight_bytes"] > 0
     assert [(step["requests"], step["rows"]) for step in stages["steps"]["steps"]] == [(1, 1), (1, 8)]
@@ -77,7 +84,9 @@ def test_kernels_under_the_interpreter(tmp_path: Path) -> None:
     code, report, output = suite(tmp_path, "--only", "kernels", environment={"TRITON_INTERPRET": "1"})
     assert code == 0, output
     checks = report["stages"][0]["checks"]
-    assert {"gumbel", "ngram", "pack_tree", "accept", "compact_kv bfloat16"} <= {check["name"] for check in checks}
+    names = {check["name"] for check in checks}
+    assert {"gumbel", "ngram", "pack_tree", "accept", "compact_kv bfloat16"} <= names
+    assert {"tiny qkv 128 x 64", "tiny gate_up 256 x 64", "tiny rope_cache", "tiny rms_norm", "product fp32"} <= names
 
 
 def test_a_broken_stage_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

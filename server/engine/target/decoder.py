@@ -64,14 +64,13 @@ class Target:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, H] -> [R, V] in the target's dtype."""
-        return self.weights.head(self.ops.norm(hidden, self.weights.norm))
+        return self.ops.project(hidden, self.weights.norm, self.weights.head)
 
     def _attention(self, layer: Layer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
-        qkv = layer.qkv(self.ops.norm(hidden, layer.input_norm))
+        qkv = self.ops.project(hidden, layer.input_norm, layer.qkv)
         q = self.ops.rope_and_cache(qkv, layer.qk_norm, kv)
         out = attend(q, kv[0], kv[1], self.dtype)
         return layer.output(out.reshape(-1, self.spec.query_width), hidden)
 
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
-        gate_up = layer.gate_up(self.ops.norm(hidden, layer.post_norm))
-        return layer.down(self.ops.swiglu(gate_up), hidden)
+        return layer.down(self.ops.gate(hidden, layer.post_norm, layer.gate_up), hidden)

@@ -1,0 +1,120 @@
+"""How near to memory's limit a layer's products are: each weight shape's time, beside what its bytes must take.
+
+Weights lie in memory several times and take turns, so that no cache holds the next one; on a GPU the launches are
+captured in a graph, as the engine's will be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redraft.benchmarks.shapes import products
+from redraft.kernels.layer_ops import LayerOps, layer_ops
+from redraft.kernels.linear import Linear
+from redraft.kernels.rope import rope_table
+from redraft.server.engine.target.spec import TargetSpec
+
+ROWS = (1, 16, 64)
+ROTATED = 2**28
+"""Bytes of weights that take turns, at least: several times the second cache of an H200 (50 MB)."""
+PASSES = 7
+
+
+def product_speed(
+    name: str, spec: TargetSpec, device: torch.device, dtype: torch.dtype, copy_bytes_per_second: float
+) -> list[dict[str, Any]]:
+    """Per product and row count: microseconds measured and predicted, and their ratio (1 is the copy bandwidth)."""
+    cos, sin = rope_table(torch.ones(spec.head_dim // 2, device=device), 8)
+    sizes = {"heads": spec.heads, "kv_heads": spec.kv_heads, "width": max(2 * spec.intermediate, spec.vocab)}
+    ops = layer_ops(cos, sin, eps=spec.norm_eps, dtype=dtype, **sizes)
+    found = []
+    for product, (outputs, inner, times) in products(spec).items():
+        for rows in ROWS:
+            seconds, moved = _measure(ops, product, outputs, inner, rows, device, dtype)
+            predicted = moved / copy_bytes_per_second
+            found.append(
+                {
+                    "target": name,
+                    "product": product,
+                    "shape": [outputs, inner],
+                    "rows": rows,
+                    "times_a_pass": times,
+                    "microseconds": round(seconds * 1e6, 2),
+                    "predicted_microseconds": round(predicted * 1e6, 2),
+                    "share_of_copy_bandwidth": round(predicted / seconds, 3),
+                }
+            )
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Lines for people."""
+    lines = [f"  {'':12} {'':8} {'rows':>4} {'us':>9} {'predicted':>9} {'share':>6}"]
+    for one in found:
+        lines.append(
+            f"  {one['target']:12} {one['product']:8} {one['rows']:4} {one['microseconds']:9.2f} "
+            f"{one['predicted_microseconds']:9.2f} {one['share_of_copy_bandwidth']:6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _measure(
+    ops: LayerOps, product: str, outputs: int, inner: int, rows: int, device: torch.device, dtype: torch.dtype
+) -> tuple[float, int]:
+    """Seconds of one product as a layer asks for it, and the bytes it moves."""
+    weight_bytes = outputs * inner * dtype.itemsize
+    copies = -(-ROTATED // weight_bytes) if device.type == "cuda" else 2
+    x = torch.randn(rows, inner, device=device).to(dtype)
+    norm = torch.ones(inner, device=device)
+    one = (torch.randn(outputs, inner, device=device) * inner**-0.5).to(dtype)
+    linears = [Linear(one if number == 0 else one.clone()) for number in range(copies)]
+    written = outputs // 2 if product == "gate_up" else outputs
+    residual = torch.randn(rows, written, device=device).to(dtype) if product in ("output", "down") else None
+
+    def run(linear: Linear) -> Tensor:
+        if product == "gate_up":
+            return ops.gate(x, norm, linear)
+        return ops.project(x, norm, linear) if residual is None else linear(x, residual)
+
+    def turn() -> None:
+        for linear in linears:
+            run(linear)
+
+    seconds = (_graph_seconds if device.type == "cuda" else _seconds)(turn) / copies
+    numbers = x.numel() + rows * written * (1 if residual is None else 2)
+    return seconds, weight_bytes + numbers * dtype.itemsize
+
+
+def _seconds(turn: Callable[[], None]) -> float:
+    turn()
+    taken = []
+    for _ in range(PASSES):
+        started = time.perf_counter()
+        turn()
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def _graph_seconds(turn: Callable[[], None]) -> float:
+    # compiled and loaded before anything is captured
+    turn()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        turn()
+    graph.replay()
+    taken = []
+    for _ in range(PASSES):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record()
+        graph.replay()
+        after.record()
+        after.synchronize()
+        taken.append(float(before.elapsed_time(after)) / 1e3)
+    return median(taken)

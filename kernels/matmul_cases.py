@@ -1,0 +1,79 @@
+"""The variants of ``matmul.py``'s kernel that must compile for every architecture (aot.py).
+
+Weights come in groups, each with one plan and every variant that rows make of it; the variants of a group have to
+multiply and to add in the same layouts (tests/kernels/test_compile_matmul.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redraft.kernels.matmul import MAX_REGISTERS
+from redraft.kernels.matmul_device import product
+from redraft.kernels.matmul_plan import ROWS, TILES, plan
+from redraft.kernels.triton_support import CompileCase
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One weight's product as a layer asks for it."""
+
+    outputs: int
+    inner: int
+    dtype: str
+    norm: bool = False
+    gated: bool = False
+    residual: bool = False
+    bias: bool = False
+
+
+def variants(weight: Weight) -> list[CompileCase]:
+    """One tile of rows and two, and if K has parts, the program that goes through them in turn."""
+    how = plan(weight.outputs, weight.inner, weight.gated, 4 if weight.dtype == "*fp32" else 2)
+    ways = [(1, how.parts > 1), (TILES, how.parts > 1)] + [(TILES, False)] * (how.parts > 1)
+    absent = {
+        name: None
+        for name, used in (("p_norm", weight.norm), ("p_bias", weight.bias), ("p_residual", weight.residual))
+        if not used
+    }
+    signature = dict.fromkeys(("p_x", "p_weight", "p_bias", "p_residual", "p_y"), weight.dtype)
+    signature |= {"p_norm": "*fp32", "p_part": "*fp32", "p_ticket": "*i32", "eps": "fp32"}
+    signature |= dict.fromkeys(("R", "N", "K", "part"), "i32")
+    return [
+        CompileCase(
+            product,
+            signature,
+            absent
+            | {
+                "NORM": weight.norm,
+                "GATED": weight.gated,
+                "BIAS": weight.bias,
+                "RESIDUAL": weight.residual,
+                "EVEN": weight.inner % how.block_k == 0,
+                "PARTS": how.parts,
+                "TICKET": ticket,
+                "TILES": tiles,
+                "ROWS": ROWS,
+                "BLOCK_N": how.block_n,
+                "BLOCK_K": how.block_k,
+            },
+            num_warps=how.warps,
+            num_stages=how.stages(tiles),
+            maxnreg=MAX_REGISTERS,
+            divisible=("N", "K", "part"),
+        )
+        for tiles, ticket in ways
+    ]
+
+
+WEIGHTS = (
+    Weight(4096, 2048, "*bf16", norm=True, bias=True),
+    Weight(12288, 4096, "*bf16", norm=True, gated=True),
+    Weight(1536, 576, "*bf16", norm=True, gated=True),
+    Weight(576, 576, "*fp16", residual=True),
+    Weight(1536, 576, "*fp32", norm=True, gated=True),
+)
+"""The heaviest of each plan: 64 columns in parts, 64 gated, 16 gated, 16, fp32."""
+
+GROUPS = tuple(variants(weight) for weight in WEIGHTS)
+COMPILE_CASES = tuple(case for group in GROUPS for case in group)

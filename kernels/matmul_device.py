@@ -1,0 +1,147 @@
+"""The device's part of ``matmul.py``: what one program multiplies, leaves to others, adds up and writes."""
+# kernels' parameters are Triton's, not Python's
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from redraft.kernels.rms_norm import inverse_rms_device
+from redraft.kernels.triton_support import jit, tl
+
+
+@jit
+def _load_rows(p_x, m_row, m_k, b_scale, p_norm, o_norm, NORM: tl.constexpr):
+    """[ROWS, BLOCK_K] of ``x``, normed where asked for; what is masked is 0."""
+    b_x = tl.load(p_x, mask=m_row[:, None] & m_k[None, :], other=0.0)
+    if NORM:
+        b_norm = tl.load(p_norm + o_norm, mask=m_k, other=0.0)
+        b_x = (b_x.to(tl.float32) * b_scale[:, None] * b_norm[None, :]).to(b_x.dtype)
+    return b_x
+
+
+@jit
+def _write_rows(
+    b_y, b_up, p_bias, p_residual, p_y, row, R, n, N,
+    GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Epilogue and store of the rows from ``row`` and the columns from ``n``: ``b_y``, ``b_up`` [ROWS, BLOCK_N]."""
+    o_row, o_n = tl.arange(0, ROWS), tl.arange(0, BLOCK_N)
+    m_n = o_n < N - n
+    m_y = (o_row < R - row)[:, None] & m_n[None, :]
+    o_y = row * N + n + o_row[:, None] * N + o_n[None, :]
+    if BIAS:
+        b_y += tl.load(p_bias + n + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        if GATED:
+            b_up += tl.load(p_bias + N + n + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        # of a large gate's either sign the exponential is 0, never infinite
+        b_e = tl.exp(-tl.abs(b_y))
+        b_y = b_y * tl.where(b_y < 0, b_e, 1.0) / (1.0 + b_e) * b_up
+    if RESIDUAL:
+        b_y += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
+
+
+@jit
+def _write_part(p_part, b_sum, m_row, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Leave ``b_sum`` [ROWS, BLOCK_N] in the workspace, past the first cache, which multiprocessors do not share."""
+    o_part = tl.arange(0, ROWS)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(p_part + o_part, b_sum, mask=m_row[:, None], cache_modifier=".cg")
+
+
+@jit
+def _add_parts(p_part, stride, m_row, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The sum of all parts' sums, in order, from 0."""
+    o_part = tl.arange(0, ROWS)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    b_sum = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    for i_part in range(PARTS):
+        b_sum += tl.load(p_part + i_part * stride + o_part, mask=m_row[:, None], other=0.0, cache_modifier=".cg")
+    return b_sum
+
+
+@jit
+def product(
+    p_x, p_weight, p_norm, p_bias, p_residual, p_y, p_part, p_ticket, R, N, K, part, eps,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, EVEN: tl.constexpr,
+    PARTS: tl.constexpr, TICKET: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program per block of columns and (group of rows, or part of K with ``TICKET``).
+
+    ``p_x`` [R, K], ``p_weight`` [N or 2 N, K], ``p_norm`` [K] fp32, ``p_bias`` [N or 2 N], ``p_residual``, ``p_y``
+    [R, N], ``p_part`` fp32 and ``p_ticket`` int32: the workspace.  ``EVEN``: K is a multiple of ``BLOCK_K``.
+    """
+    # the programs that read the same weights, or add to the same sums, run together
+    i_first, i_block = tl.program_id(0), tl.program_id(1)
+    row = tl.full([], 0, tl.int64) if TICKET else (i_first * (TILES * ROWS)).to(tl.int64)
+    n = i_block.to(tl.int64) * BLOCK_N
+    o_row, o_n, o_k = tl.arange(0, ROWS), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    m_row0, m_row1 = o_row < R - row, o_row < R - row - ROWS
+    m_n = o_n < N - n
+    # a row offset is below ROWS * K: 32 bits do, once the base has 64
+    p_x0 = p_x + row * K
+    p_x1 = p_x0 + ROWS * K
+    b_scale0 = o_row.to(tl.float32)
+    b_scale1 = b_scale0
+    if NORM:
+        b_scale0 = inverse_rms_device(p_x0, m_row0, K, eps, ROWS, 128)
+        if TILES > 1:
+            b_scale1 = inverse_rms_device(p_x1, m_row1, K, eps, ROWS, 128)
+    p_rows0 = p_x0 + o_row[:, None] * K + o_k[None, :]
+    p_rows1 = p_x1 + o_row[:, None] * K + o_k[None, :]
+    p_columns = p_weight + n * K + o_n[None, :] * K + o_k[:, None]
+    up = N.to(tl.int64) * K
+    b_none = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    b_y0, b_y1, b_up0, b_up1 = b_none, b_none, b_none, b_none
+    for i_turn in range(1 if TICKET else PARTS):
+        begin = (i_first if TICKET else i_turn) * part
+        b_sum0, b_sum1, b_more0, b_more1 = b_none, b_none, b_none, b_none
+        for k in range(begin, tl.minimum(begin + part, K), BLOCK_K):
+            m_k = o_k < BLOCK_K if EVEN else o_k < K - k
+            m_w = m_k[:, None] & m_n[None, :]
+            b_w = tl.load(p_columns + k, mask=m_w, other=0.0)
+            b_x0 = _load_rows(p_rows0 + k, m_row0, m_k, b_scale0, p_norm, k + o_k, NORM)
+            b_sum0 = tl.dot(b_x0, b_w, b_sum0, input_precision="ieee")
+            if TILES > 1:
+                b_x1 = _load_rows(p_rows1 + k, m_row1, m_k, b_scale1, p_norm, k + o_k, NORM)
+                b_sum1 = tl.dot(b_x1, b_w, b_sum1, input_precision="ieee")
+            if GATED:
+                b_v = tl.load(p_columns + up + k, mask=m_w, other=0.0)
+                b_more0 = tl.dot(b_x0, b_v, b_more0, input_precision="ieee")
+                if TILES > 1:
+                    b_more1 = tl.dot(b_x1, b_v, b_more1, input_precision="ieee")
+        b_y0 += b_sum0
+        b_y1 += b_sum1
+        b_up0 += b_more0
+        b_up1 += b_more1
+    if TICKET:
+        TILE: tl.constexpr = ROWS * BLOCK_N
+        block = TILE * TILES * (1 + GATED)
+        stride = tl.num_programs(1) * block
+        p_block = p_part + i_block * block
+        p_mine = p_block + i_first * stride
+        _write_part(p_mine, b_y0, m_row0, ROWS, BLOCK_N)
+        if TILES > 1:
+            _write_part(p_mine + TILE, b_y1, m_row1, ROWS, BLOCK_N)
+        if GATED:
+            _write_part(p_mine + TILES * TILE, b_up0, m_row0, ROWS, BLOCK_N)
+            if TILES > 1:
+                _write_part(p_mine + (TILES + 1) * TILE, b_up1, m_row1, ROWS, BLOCK_N)
+        # all threads' stores come before the one thread's release, and its acquire before all threads' loads
+        tl.debug_barrier()
+        if tl.atomic_add(p_ticket + i_block, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+            tl.store(p_ticket + i_block, 0)
+            b_y0 = _add_parts(p_block, stride, m_row0, PARTS, ROWS, BLOCK_N)
+            if GATED:
+                b_up0 = _add_parts(p_block + TILES * TILE, stride, m_row0, PARTS, ROWS, BLOCK_N)
+            _write_rows(b_y0, b_up0, p_bias, p_residual, p_y, row, R, n, N, GATED, BIAS, RESIDUAL, ROWS, BLOCK_N)
+            if TILES > 1:
+                b_y1 = _add_parts(p_block + TILE, stride, m_row1, PARTS, ROWS, BLOCK_N)
+                if GATED:
+                    b_up1 = _add_parts(p_block + (TILES + 1) * TILE, stride, m_row1, PARTS, ROWS, BLOCK_N)
+                _write_rows(
+                    b_y1, b_up1, p_bias, p_residual, p_y, row + ROWS, R, n, N, GATED, BIAS, RESIDUAL, ROWS, BLOCK_N
+                )
+    else:
+        _write_rows(b_y0, b_up0, p_bias, p_residual, p_y, row, R, n, N, GATED, BIAS, RESIDUAL, ROWS, BLOCK_N)
+        if TILES > 1:
+            _write_rows(b_y1, b_up1, p_bias, p_residual, p_y, row + ROWS, R, n, N, GATED, BIAS, RESIDUAL, ROWS, BLOCK_N)
