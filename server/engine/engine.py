@@ -14,6 +14,7 @@ import torch
 
 from redraft.drafts.base import Drafter
 from redraft.kernels.attention import MakeAttention
+from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
@@ -21,6 +22,7 @@ from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, rea
 from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
+from redraft.server.engine.scores import Asked, PromptScores
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -49,6 +51,7 @@ class Engine:
         # a GPU's results are read one round behind, so that launching never waits for them
         self.lag = 1 if state.device.type == "cuda" else 0
         self.pending: deque[PendingRound] = deque()
+        self.prompt_scores = PromptScores()
         self.drafter = drafter
 
     @property
@@ -73,6 +76,8 @@ class Engine:
         """Queue ``request``; raises ``RedraftError`` if it can never run."""
         if refusal := self.scheduler.refusal(request) or request.params.refusal(self.info.vocab_size):
             raise RedraftError(refusal)
+        if request.params.prompt_logprobs is not None and request.reuse:
+            raise RedraftError("prompt_logprobs needs every row of the prompt computed: reuse must be False")
         if not all(0 <= token < self.info.vocab_size for token in request.prompt):
             raise RedraftError(f"token ids must lie in 0 ... {self.info.vocab_size - 1}")
         self.scheduler.add(request)
@@ -92,12 +97,15 @@ class Engine:
         decoding = self.scheduler.decoding()
         pace = self.pacer.step(decoding, self.scheduler.prefilling())
         chunks = self.scheduler.prefill(pace.prefill)
+        scored: Many[Logprobs | None] = ()
         if decoding:
-            self.pending.append(self._launch(decoding, pace, chunks))
+            scored = self._launch(decoding, pace, chunks)
         elif chunks:
             plan = self._plan((), pace, chunks)
-            run_prefill(self.state, self.target, self.drafter, plan, self.make_attention)
-        for chunk in chunks:
+            scored = run_prefill(self.state, self.target, self.drafter, plan, self.make_attention)
+        for chunk, scores in zip(chunks, scored, strict=True):
+            if scores is not None:
+                self.prompt_scores.found(chunk.sequence.request.request_id, chunk.start, scores)
             chunk.sequence.prefilled(chunk.count)
             self.scheduler.publish(chunk.sequence)
             self._begin_decoding(chunk.sequence)
@@ -125,7 +133,8 @@ class Engine:
             if sequence.prompt_seconds is None and sequence.begun is not None:
                 sequence.prompt_seconds = time.perf_counter() - sequence.begun
 
-    def _launch(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> PendingRound:
+    def _launch(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> Many[Logprobs | None]:
+        """Start a round; returns scores of what it prefills, by chunk."""
         plan = self._plan(decoding, pace, chunks)
         if len(decoding) > 1 and pace.drafting:
             trust = torch.ones(self.state.slots + 1)
@@ -136,9 +145,10 @@ class Engine:
         start = chunks[0].start if chunks else 0
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, prefill, start)
         watch = Stopwatch(self.state.device)
-        committed, tree = run_round(self.state, self.target, self.drafter, plan, self.make_attention)
+        ran = run_round(self.state, self.target, self.drafter, plan, self.make_attention)
         watch.stop()
-        return read_back(decoding, work, watch, committed, tree)
+        self.pending.append(read_back(decoding, work, watch, ran))
+        return ran.prompts
 
     def _plan(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> Plan:
         params = [sequence.request.params for sequence in decoding]
@@ -153,9 +163,10 @@ class Engine:
             sampled=any(p.temperature > 0 for p in params),
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params),
             stages=Stages.of(decoding, self.state.eos),
+            asked=Asked.by(decoding),
             drafting=pace.drafting,
             capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
-            chunks=tuple(Chunk(chunk.sequence.running_slot, chunk.start, chunk.count) for chunk in chunks),
+            chunks=tuple(Chunk(c.sequence.running_slot, c.start, c.count, _scored(c.sequence)) for c in chunks),
             prefill=total - rows if chunks else 0,
         )
 
@@ -187,6 +198,8 @@ class Engine:
             finish_reason=outcome.finish,
             prompt_seconds=sequence.prompt_seconds if first else None,
             reused=sequence.reused if first else 0,
+            logprobs=outcome.logprobs,
+            prompt_logprobs=self.prompt_scores.told(sequence.request.request_id) if first else (),
         )
         if outcome.finish is not None:
             self._release(sequence.request.request_id)
@@ -195,5 +208,12 @@ class Engine:
     def _release(self, request_id: str) -> None:
         slot = self.scheduler.release(request_id)
         self.pacer.forget(request_id)
+        self.prompt_scores.forget(request_id)
         if slot is not None:
             self.state.release(slot)
+
+
+def _scored(sequence: Sequence) -> int | None:
+    """How many of the likeliest tokens to name for those of its prompt, if it asked and was not told."""
+    is_new = len(sequence.tokens) == len(sequence.request.prompt)
+    return sequence.request.params.prompt_logprobs if is_new else None

@@ -24,6 +24,8 @@ class Chunk:
     slot: int
     start: int
     count: int
+    scored: int | None = None
+    """How many of the likeliest tokens to name, if the log-probabilities of the tokens behind the rows are wanted."""
 
 
 def prefill_rows(state: DeviceState, chunks: Sequence[Chunk], padded: int) -> Rows:

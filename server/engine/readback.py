@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Candidates
-from redraft.kernels.accept import RUNNING, STOP, Committed
+from redraft.kernels.accept import RUNNING, STOP
 from redraft.server.engine.acceptance import Proposal
 from redraft.server.engine.costs import Work
+from redraft.server.engine.round import Ran
+from redraft.server.engine.scores import RoundScores
 from redraft.server.engine.sequence import Sequence
-from redraft.server.engine.types import FinishReason
+from redraft.server.engine.types import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Outcome:
     finish: FinishReason | None
     proposal: Proposal | None
     """None in a round without a draft."""
+    logprobs: tuple[TokenLogprobs, ...]
+    """One for each token, if the request asked."""
 
 
 class Stopwatch:
@@ -63,12 +66,14 @@ class PendingRound:
     copies: tuple[Tensor, ...]
     """Tokens, count, accepted, drafted, finish; with a draft also its tokens, parents and scores."""
     ready: torch.cuda.Event | None
+    scores: RoundScores | None = None
 
     def outcomes(self, running: Many[Sequence]) -> list[Outcome]:
         """What the round did for those of ``running`` that took part; waits until it is back."""
         if self.ready is not None:
             self.ready.synchronize()
         tokens, count, accepted, drafted, finish, *tree = (tensor.tolist() for tensor in self.copies)
+        scores = {} if self.scores is None else self.scores.read()
         found = []
         here = set(map(id, running))
         for sequence, slot in self.slots:
@@ -84,6 +89,7 @@ class PendingRound:
                     drafted=drafted[slot],
                     finish=_reason(finish[slot]),
                     proposal=_proposal(tree, slot, committed, drafted[slot]) if tree else None,
+                    logprobs=tuple(scores.get(slot, ())[: count[slot]]),
                 )
             )
         return found
@@ -100,10 +106,9 @@ def _reason(code: int) -> FinishReason | None:
     return FinishReason.STOP if code == STOP else FinishReason.LENGTH
 
 
-def read_back(
-    sequences: Many[Sequence], work: Work, watch: Stopwatch, committed: Committed, tree: Candidates
-) -> PendingRound:
+def read_back(sequences: Many[Sequence], work: Work, watch: Stopwatch, ran: Ran) -> PendingRound:
     """Start copying what a round committed to the host."""
+    committed, tree, scores, _ = ran
     tensors: tuple[Tensor, ...] = (
         committed.tokens,
         committed.count,
@@ -115,8 +120,9 @@ def read_back(
         tensors += (tree.token, tree.parent, tree.score)
     slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
     if not committed.count.is_cuda:
-        return PendingRound(slots, work, watch, tensors, None)
+        return PendingRound(slots, work, watch, tensors, None, scores)
     copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
+    scores = None if scores is None else scores.copied()
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return PendingRound(slots, work, watch, copies, event)
+    return PendingRound(slots, work, watch, copies, event, scores)

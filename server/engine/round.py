@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +20,14 @@ from redraft.drafts.none import NoDrafter
 from redraft.kernels.accept import Committed, accept
 from redraft.kernels.attention import MakeAttention
 from redraft.kernels.compact_kv import compact_kv
+from redraft.kernels.logprobs import Logprobs
 from redraft.kernels.pack_tree import pack_tree
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.sample import sample
 from redraft.server.engine.adjusting import NOTHING, Stages
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.prefill_rows import Chunk, join, prefill_rows
+from redraft.server.engine.scores import NOBODY, Asked, RoundScores, prompt_scores, round_scores
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 
@@ -52,6 +55,8 @@ class Plan:
     """Some request uses top_k, top_p or min_p."""
     stages: Stages = NOTHING
     """What is asked of the logits before temperature, and of the end."""
+    asked: Asked = NOBODY
+    """Who wants log-probabilities."""
     drafting: bool = True
     """False leaves the draft out: every tree is its root."""
     capped: bool = False
@@ -61,6 +66,18 @@ class Plan:
     prefill: int = 0
 
 
+class Ran(NamedTuple):
+    """What came of a round."""
+
+    committed: Committed
+    tree: Candidates
+    """What was proposed."""
+    scores: RoundScores | None = None
+    """For those who asked."""
+    prompts: Many[Logprobs | None] = ()
+    """By chunk of the plan, of the token behind each of its rows; None where nobody asked."""
+
+
 def run_round(
     state: DeviceState,
     target: Target,
@@ -68,8 +85,8 @@ def run_round(
     plan: Plan,
     make_attention: MakeAttention,
     allow: Allow | None = None,
-) -> tuple[Committed, Candidates]:
-    """Run one round for all active slots; ``state`` is advanced in place.  Returns what came of what was proposed.
+) -> Ran:
+    """Run one round for all active slots; ``state`` is advanced in place.
 
     ``allow``: given where some request has a grammar.
     """
@@ -82,9 +99,9 @@ def run_round(
     if plan.chunks:
         every = join(rows, prefill_rows(state, plan.chunks, plan.prefill))
         bound = max(bound, max(chunk.start + chunk.count for chunk in plan.chunks))
-    hidden = forward_rows(state, target, drafter, every, bound, make_attention)[: plan.rows]
-    adjusting = state.adjusting
-    z = adjusting.adjusted(target.logits(hidden), rows, plan.stages, None if allow is None else allow(rows))
+    hidden = forward_rows(state, target, drafter, every, bound, make_attention)
+    logits, adjusting = target.logits(hidden[: plan.rows]), state.adjusting
+    z = adjusting.adjusted(logits, rows, plan.stages, None if allow is None else allow(rows))
     choice = sample(z, rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered)
     ends = adjusting.ends[:, : plan.stages.ends]
     committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, ends)
@@ -92,16 +109,18 @@ def run_round(
     for kv in (state.kv, state.draft_kv):
         if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, root, rows, committed, PAGE)
-    return committed, tree
+    scores = round_scores(logits, choice, committed, plan.asked) if plan.asked.slots else None
+    return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], plan.chunks))
 
 
 def run_prefill(
     state: DeviceState, target: Target, drafter: Drafter, plan: Plan, make_attention: MakeAttention
-) -> None:
-    """A pass of prefill alone."""
+) -> list[Logprobs | None]:
+    """A pass of prefill alone; returns what ``Ran.prompts`` is."""
     rows = prefill_rows(state, plan.chunks, plan.prefill)
     bound = max(chunk.start + chunk.count for chunk in plan.chunks)
-    forward_rows(state, target, drafter, rows, bound, make_attention)
+    hidden = forward_rows(state, target, drafter, rows, bound, make_attention)
+    return prompt_scores(state, target, hidden, plan.chunks)
 
 
 def _weighed(state: DeviceState, tree: Candidates, plan: Plan) -> Tensor:

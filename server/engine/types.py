@@ -14,6 +14,9 @@ MAX_LOGIT_BIAS = 512
 MAX_STOP_TOKENS = 64
 """End tokens that a request may name, at most."""
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens that a request may have named with each of its own, at most."""
+
 
 class RedraftError(Exception):
     """Something the user can mend; the message says what is wrong and what to do.  Shown without a traceback."""
@@ -55,6 +58,10 @@ class SamplingParams:
     """Tokens that end the text, beside the target's own."""
     ignore_eos: bool = False
     """The target's own do not."""
+    logprobs: int | None = None
+    """Log-probability of each token, and of so many of the likeliest in its place; None for none."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens, the first left out; such a request must not reuse KV."""
 
     @property
     def penalised(self) -> bool:
@@ -79,6 +86,9 @@ class SamplingParams:
         biased = [token for token, _ in self.logit_bias]
         if len(biased) > MAX_LOGIT_BIAS or len(set(biased)) < len(biased):
             return f"logit_bias takes at most {MAX_LOGIT_BIAS} tokens, each once"
+        for name, top in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if top is not None and not 0 <= top <= MAX_LOGPROBS:
+                return f"{name} must lie in 0 ... {MAX_LOGPROBS}, not be {top}"
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
             return f"stop_token_ids takes at most {MAX_STOP_TOKENS} tokens"
         if not all(0 <= token < vocab for token in (*biased, *self.stop_token_ids)):
@@ -102,6 +112,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was, and others in its place: the target's, before temperature, penalties and bias."""
+
+    logprob: float
+    """May be -inf."""
+    rank: int
+    """1 for the likeliest token, ties by id."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with their log-probabilities, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundOutput:
     """What one round committed for one request."""
 
@@ -119,6 +141,10 @@ class RoundOutput:
     """With the request's first tokens: seconds spent in its prefill."""
     reused: int = 0
     """With the request's first tokens: prompt tokens whose KV was there already."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of ``tokens``, if the request asked."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """With the request's first tokens, if it asked: one for each token of the prompt but the first."""
 
 
 @dataclass(frozen=True, slots=True)

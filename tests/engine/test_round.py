@@ -26,6 +26,7 @@ from redraft.kernels.rows import Rows
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
+from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import TargetSpec, read_spec
@@ -146,9 +147,21 @@ def test_no_value_on_the_host_depends_on_a_token(
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
         for _ in range(2):
-            committed, _ = run_round(state, target, drafter, plan, twin_attention)
+            committed = run_round(state, target, drafter, plan, twin_attention).committed
     assert committed.tokens.shape == (3, width)
     assert committed.count.shape == (3,)
+
+
+@pytest.mark.parametrize(("slots", "rows"), [((1,), 8), ((0, 1), 8)])
+def test_scores_look_at_no_data(slots: tuple[int, ...], rows: int, random_target: Callable[[str], Path]) -> None:
+    """Of the accepted paths, or of all rows where those are fewer."""
+    plan = dataclasses.replace(PLAN, asked=Asked(slots, (4, 2)[: len(slots)]))
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        state, target, drafter = fake_parts(random_target("llama"), "ngram", 7)
+        scores = run_round(state, target, drafter, plan, twin_attention).scores
+    assert scores is not None
+    assert scores.scores.value.shape == (rows, 4)
+    assert scores.index.shape == (len(slots), 8)
 
 
 @pytest.mark.parametrize("kind", ["none", "ngram"])
@@ -162,7 +175,7 @@ def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[s
         def allow(rows: Rows) -> torch.Tensor:
             return torch.zeros(len(rows.token), -(-target.spec.vocab // 32), dtype=torch.int32)
 
-        committed, _ = run_round(state, target, drafter, plan, twin_attention, allow)
+        committed = run_round(state, target, drafter, plan, twin_attention, allow).committed
     assert committed.tokens.shape == (3, WIDTHS[kind])
 
 
@@ -172,9 +185,13 @@ def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
         plan = dataclasses.replace(PLAN, rows=0, requests=0, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2)), prefill=8)
-        run_prefill(state, target, drafter, plan, twin_attention)
+        assert run_prefill(state, target, drafter, plan, twin_attention) == [None, None]
+        scored = dataclasses.replace(plan, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2, scored=3)))
+        _, scores = run_prefill(state, target, drafter, scored, twin_attention)
+        assert scores is not None
+        assert scores.value.shape == (2, 3)
         beside = dataclasses.replace(plan, rows=5, requests=1, chunks=plan.chunks[:1], capped=True)
-        committed, tree = run_round(state, target, drafter, beside, twin_attention)
+        committed, tree, *_ = run_round(state, target, drafter, beside, twin_attention)
     assert committed.tokens.shape == tree.token.shape == (3, 8)
 
 
