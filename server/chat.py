@@ -25,6 +25,7 @@ from redraft.server.replies import (
     ChatDelta,
     Finish,
 )
+from redraft.server.reply_logprobs import ChatLogprobs, TokenBytes, chat_logprobs
 from redraft.server.respond import respond
 from redraft.server.schemas import ChatRequest, Message
 from redraft.server.service import ServiceDep
@@ -49,7 +50,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
-    form = ChatForm(info, body.model)
+    form = ChatForm(info, body.model, None if body.tops is None else service.tokenizer.token_bytes)
     return await respond(request, body, plan(service, info, body, form.id, sized), form, info.max_nodes)
 
 
@@ -71,27 +72,28 @@ async def _render(tokenizer: TextTokenizer, messages: Sequence[Message]) -> str:
 class ChatForm:
     """A chat completion's chunks and whole reply."""
 
-    def __init__(self, info: EngineInfo, model: str) -> None:
+    def __init__(self, info: EngineInfo, model: str, read: TokenBytes | None = None) -> None:
+        """``read`` gives tokens' bytes if log-probabilities are to be shown."""
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
         self._fingerprint = info.fingerprint
+        self._read = read
         self._begun: set[int] = set()
         """Choices whose first chunk, with the role, was made."""
 
     def chunks(self, delta: Delta) -> Sequence[ChatChunk]:
         """The role first, then text, then an empty delta with the finish."""
-        deltas: list[tuple[ChatDelta, Finish | None]] = []
+        choices: list[ChatChunkChoice] = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
-            deltas.append((ChatDelta(role="assistant", content=""), None))
-        if delta.text:
-            deltas.append((ChatDelta(content=delta.text), None))
+            choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(role="assistant", content="")))
+        if delta.text or delta.scored:
+            new = ChatDelta(content=delta.text)
+            choices.append(ChatChunkChoice(index=delta.index, delta=new, logprobs=self._logprobs(delta)))
         if delta.finish_reason is not None:
-            deltas.append((ChatDelta(), delta.finish_reason))
-        return [
-            self._chunk([ChatChunkChoice(index=delta.index, delta=new, finish_reason=reason)]) for new, reason in deltas
-        ]
+            choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason))
+        return [self._chunk([choice]) for choice in choices]
 
     def usage_chunk(self) -> ChatChunk:
         """No choices."""
@@ -108,12 +110,16 @@ class ChatForm:
                 ChatChoice(
                     index=delta.index,
                     message=AssistantMessage(content=delta.text),
+                    logprobs=self._logprobs(delta),
                     # a whole reply is only made of choices that ended
                     finish_reason=cast("Finish", delta.finish_reason),
                 )
                 for delta in deltas
             ],
         )
+
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        return None if self._read is None else chat_logprobs(delta.scored, self._read)
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import structlog
 
@@ -15,6 +16,7 @@ from redraft.server.engine.types import FinishReason, RedraftError, Request, Rou
 from redraft.server.errors import ApiError, unavailable
 from redraft.server.record import ChoiceRecord
 from redraft.server.replies import Finish
+from redraft.server.scored import ScoredToken, ScoredTokens
 from redraft.server.stops import StopStrings
 
 log = structlog.get_logger(__name__)
@@ -28,6 +30,8 @@ class Delta:
     text: str
     finish_reason: Finish | None = None
     """Set with the choice's last delta."""
+    scored: tuple[ScoredToken, ...] = ()
+    """The tokens that begin in ``text``, if their log-probabilities were asked for."""
 
 
 class Choice:
@@ -50,6 +54,7 @@ class Choice:
         self._end_tokens = end_tokens
         self._made = 0
         """Tokens so far."""
+        self._scored = ScoredTokens()
         self.record = record()
 
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
@@ -73,16 +78,16 @@ class Choice:
             self.record.arrived(output)
             text = self._take(output)
             if self._stops.matched:
-                emit(Delta(self.index, text, "stop"))
+                emit(Delta(self.index, text, "stop", self._scored.shown(text)))
                 return FinishReason.STOP
             if output.finish_reason is None:
                 if text:
-                    emit(Delta(self.index, text))
+                    emit(Delta(self.index, text, scored=self._scored.shown(text)))
                 continue
             text += self._shown(self._detokenizer.finish())
             text += self._stops.finish()
             finish = "stop" if self._stops.matched else _finish(engine, output)
-            emit(Delta(self.index, text, finish))
+            emit(Delta(self.index, text, finish, self._scored.shown(text, all_of_it=not self._stops.matched)))
             return FinishReason(finish)
         raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
 
@@ -90,11 +95,13 @@ class Choice:
         """Text that ``output`` adds; counts its tokens up to a stop string's last."""
         text = ""
         taken = 0
-        for token in output.tokens:
+        for token, scores in zip_longest(output.tokens, output.logprobs):
             taken += 1
             self._made += 1
             if token not in self._end_tokens:
-                text += self._shown(self._detokenizer.push(token))
+                piece = self._detokenizer.push(token)
+                self._scored.push(token, piece, scores)
+                text += self._shown(piece)
                 if self._stops.matched:
                     break
         self.record.took(taken)

@@ -14,6 +14,7 @@ from redraft.server.engine.types import EngineInfo
 from redraft.server.errors import ErrorReply
 from redraft.server.intake import check_ids, plan, room, tokenise
 from redraft.server.replies import Completion, CompletionChoice
+from redraft.server.reply_logprobs import TokenBytes, completion_logprobs
 from redraft.server.respond import respond
 from redraft.server.schemas import CompletionRequest
 from redraft.server.service import Service, ServiceDep
@@ -37,7 +38,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     service.check_model(body.model)
     prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
-    form = CompletionForm(info, body.model)
+    form = CompletionForm(info, body.model, None if body.tops is None else service.tokenizer.token_bytes)
     return await respond(request, body, plan(service, info, body, form.id, sized), form, info.max_nodes)
 
 
@@ -50,11 +51,13 @@ async def _prompt(service: Service, info: EngineInfo, prompt: str | list[int]) -
 class CompletionForm:
     """A completion's chunks and whole reply."""
 
-    def __init__(self, info: EngineInfo, model: str) -> None:
+    def __init__(self, info: EngineInfo, model: str, read: TokenBytes | None = None) -> None:
+        """``read`` gives tokens' bytes if log-probabilities are to be shown."""
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
         self._fingerprint = info.fingerprint
+        self._read = read
 
     def chunks(self, delta: Delta) -> Sequence[Completion]:
         """One chunk, with or without the finish."""
@@ -75,7 +78,12 @@ class CompletionForm:
             model=self._model,
             system_fingerprint=self._fingerprint,
             choices=[
-                CompletionChoice(index=delta.index, text=delta.text, finish_reason=delta.finish_reason)
+                CompletionChoice(
+                    index=delta.index,
+                    text=delta.text,
+                    logprobs=completion_logprobs(delta.scored, self._read) if self._read and delta.scored else None,
+                    finish_reason=delta.finish_reason,
+                )
                 for delta in deltas
             ],
         )

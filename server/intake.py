@@ -111,6 +111,7 @@ def _choice(
         min_tokens=body.min_tokens,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
+        logprobs=body.tops,
     )
     recorder = service.metrics.recorder(info.draft)
     return Choice(

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from redraft.server.reply_logprobs import ChatLogprobs, CompletionLogprobs
+
 Finish = Literal["stop", "length"]
 
 
@@ -65,7 +67,7 @@ class CompletionChoice(BaseModel):
 
     index: int = Field(description="Prompt number times n, plus the choice's number.")
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: Finish | None = None
 
 
@@ -89,7 +91,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Finish
 
 
@@ -112,7 +114,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: ChatDelta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Finish | None = None
 
 

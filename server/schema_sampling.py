@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AllowInfNan, BaseModel, Field, PlainValidator, Strict
+from pydantic import AllowInfNan, BaseModel, Field, PlainValidator, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from redraft.server.limits import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
+from redraft.server.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
 
 Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
@@ -112,3 +112,49 @@ class SamplingFields(BaseModel):
         lt=2**31,
         description="Tokens to make before the reply may end; stop strings are looked for in what comes after them.",
     )
+
+    @property
+    def tops(self) -> int | None:
+        """How many of the likeliest tokens to name with each one's log-probability; None if none is wanted.
+
+        Each endpoint has its own parameters for it.
+        """
+        return None
+
+
+class ChatSampling(SamplingFields):
+    """What chats have besides."""
+
+    logprobs: Bool = Field(
+        default=False,
+        description="Tell each token's log-probability: the model's own, before temperature, penalties and bias.",
+    )
+    top_logprobs: Int = Field(
+        default=0, ge=0, le=MAX_LOGPROBS, description="Name so many of the likeliest tokens too. Only with `logprobs`."
+    )
+
+    @model_validator(mode="after")
+    def _tops_with_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise conflict("top_logprobs", "top_logprobs is only allowed with logprobs: true")
+        return self
+
+    @property
+    def tops(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
+
+
+class CompletionSampling(SamplingFields):
+    """What completions have besides."""
+
+    logprobs: Int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Tell each token's log-probability (the model's own, before temperature, penalties and bias), "
+        "and so many of the likeliest.",
+    )
+
+    @property
+    def tops(self) -> int | None:
+        return self.logprobs

@@ -16,7 +16,7 @@ from redraft.server.limits import (
     MAX_USER_CHARS,
 )
 from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_MESSAGE, drop_neutral
-from redraft.server.schema_sampling import Bool, Int, SamplingFields, is_ids
+from redraft.server.schema_sampling import Bool, ChatSampling, CompletionSampling, Int, SamplingFields, is_ids
 from redraft.server.schema_sampling import conflict as _conflict
 
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -155,7 +155,7 @@ class GenerationRequest(SamplingFields):
         return self.speculation.max_nodes if self.speculation.enabled else 0
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(CompletionSampling, GenerationRequest):
     """Body of `POST /v1/completions`."""
 
     model_config = ConfigDict(
@@ -183,7 +183,7 @@ class CompletionRequest(GenerationRequest):
         return self
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(ChatSampling, GenerationRequest):
     """Body of `POST /v1/chat/completions`."""
 
     model_config = ConfigDict(

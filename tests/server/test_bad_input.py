@@ -75,8 +75,8 @@ BOTH = [
     ("presence_penalty", [2.01, -3, [0]]),
     ("repetition_penalty", [0, -1, True, 1e-320, 101, "1"]),
     ("logit_bias", BIASES),
-    ("logprobs", [0, 1, -1, 10**9, True, "5"]),
-    ("top_logprobs", [1, -1]),
+    ("logprobs", [-1, 10**9, "5", [1], {}]),
+    ("top_logprobs", [1, -1, 21, 10**9, True, "5"]),
     ("response_format", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]),
     ("tools", [[{"type": "function", "function": {"name": "f"}}], "x"]),
     ("tool_choice", ["required", {"type": "function"}]),
@@ -98,6 +98,10 @@ BOTH = [
     ("documents", [[]]),
     ("no_such_parameter", [0, False, "", "x"]),
 ]
+OWN = {
+    "completions": [("logprobs", [21, True, 1.5])],
+    "chat/completions": [("logprobs", [0, 1, 5])],
+}
 SPECULATION = [
     ("enabled", [1, 0, "false", [True]]),
     ("max_nodes", [-1, 64, HUGE, 10**400, 1.5, "5", True]),
@@ -112,7 +116,7 @@ CASES = [(name, {name: value}) for name, values in BOTH for value in values] + [
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 def test_wrong_values_and_unsupported_parameters(server, path):
     good = GOOD if path == "completions" else GOOD_CHAT
-    for name, body in CASES:
+    for name, body in CASES + [(name, {name: value}) for name, values in OWN[path] for value in values]:
         error = check(server.http.post(f"/v1/{path}", json={**good, **body}), 400, name)
         assert name in error["message"], (name, body)
     goes_on(server)
@@ -179,6 +183,7 @@ def test_messages(server):
         pytest.param("completions", {**GOOD, "max_tokens": 511}, "prompt", id="does-not-fit"),
         pytest.param("completions", {**GOOD, "max_completion_tokens": 5}, "max_completion_tokens", id="chats-name"),
         pytest.param("completions", {**GOOD, "prompt": ["a"] * 65, "n": 2}, "n", id="prompts-times-n"),
+        pytest.param("chat/completions", {**GOOD_CHAT, "logprobs": True, "top_logprobs": 2.0}, "top_logprobs", id="t"),
         pytest.param("completions", {**GOOD, "min_tokens": 17}, "min_tokens", id="min-beyond-default"),
         pytest.param("completions", {**GOOD, "max_tokens": 4, "min_tokens": 5}, "min_tokens", id="min-beyond-max"),
         pytest.param("chat/completions", {**GOOD_CHAT, "min_tokens": 505}, "min_tokens", id="min-beyond-context"),
