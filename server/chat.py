@@ -25,7 +25,7 @@ from redraft.server.replies import (
     ChatDelta,
     Finish,
 )
-from redraft.server.reply_logprobs import ChatLogprobs, TokenBytes, chat_logprobs
+from redraft.server.reply_logprobs import ChatLogprobs, TokenBytes, chat_logprobs, prompt_logprobs
 from redraft.server.respond import respond
 from redraft.server.schemas import ChatRequest, Message
 from redraft.server.service import ServiceDep
@@ -50,7 +50,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
-    form = ChatForm(info, body.model, None if body.tops is None else service.tokenizer.token_bytes)
+    form = ChatForm(info, body, prompt, service.tokenizer.token_bytes)
     return await respond(request, body, plan(service, info, body, form.id, sized), form, info.max_nodes)
 
 
@@ -72,11 +72,12 @@ async def _render(tokenizer: TextTokenizer, messages: Sequence[Message]) -> str:
 class ChatForm:
     """A chat completion's chunks and whole reply."""
 
-    def __init__(self, info: EngineInfo, model: str, read: TokenBytes | None = None) -> None:
-        """``read`` gives tokens' bytes if log-probabilities are to be shown."""
+    def __init__(self, info: EngineInfo, body: ChatRequest, prompt: Sequence[int], read: TokenBytes) -> None:
+        """``read`` gives tokens' bytes, for log-probabilities."""
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = model
+        self._body = body
+        self._prompt = prompt
         self._fingerprint = info.fingerprint
         self._read = read
         self._begun: set[int] = set()
@@ -101,10 +102,13 @@ class ChatForm:
 
     def whole(self, deltas: Sequence[Delta]) -> ChatCompletion:
         """All choices."""
+        told, top = None, self._body.prompt_logprobs
+        if top is not None:
+            told = prompt_logprobs(self._prompt, deltas[0].prompt, top, self._read)
         return ChatCompletion(
             id=self.id,
             created=self._created,
-            model=self._model,
+            model=self._body.model,
             system_fingerprint=self._fingerprint,
             choices=[
                 ChatChoice(
@@ -116,16 +120,17 @@ class ChatForm:
                 )
                 for delta in deltas
             ],
+            prompt_logprobs=told,
         )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
-        return None if self._read is None else chat_logprobs(delta.scored, self._read)
+        return None if self._body.tops is None else chat_logprobs(delta.scored, self._read)
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(
             id=self.id,
             created=self._created,
-            model=self._model,
+            model=self._body.model,
             system_fingerprint=self._fingerprint,
             choices=choices,
         )

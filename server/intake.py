@@ -14,7 +14,7 @@ from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import THREAD_CHARS
 from redraft.server.record import ChoiceRecord
-from redraft.server.schemas import GenerationRequest
+from redraft.server.schemas import CompletionRequest, GenerationRequest
 from redraft.server.service import Service
 from redraft.server.stops import StopStrings
 from redraft.server.text import TextTokenizer
@@ -69,16 +69,16 @@ def plan(
     reply_id: str,
     prompts: Sequence[tuple[tuple[int, ...], int]],
 ) -> Generation:
-    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow)."""
+    """The choices that ``body`` asks for, ``made`` of each of ``prompts`` (token ids and how many may follow)."""
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
-        _choice(service, info, body, reply_id, number * body.n + index, prompt, max_tokens, _seed(seed, index, body.n))
+        _choice(service, info, body, reply_id, number * body.made + i, prompt, max_tokens, _seed(seed, i, body.made))
         for number, (prompt, max_tokens) in enumerate(prompts)
-        for index in range(body.n)
+        for i in range(body.made)
     ]
-    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.n)
+    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.made, body.n)
 
 
 def _choice(
@@ -111,17 +111,34 @@ def _choice(
         min_tokens=body.min_tokens,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
-        logprobs=body.tops,
+        # which choices are best is told by their log-probabilities
+        logprobs=0 if body.tops is None and body.made > body.n else body.tops,
+        prompt_logprobs=_prompt_tops(body),
     )
     recorder = service.metrics.recorder(info.draft)
     return Choice(
         index,
-        Request(f"{reply_id}-{index}", prompt, params, max_nodes=body.max_nodes, cache_salt=body.cache_salt or ""),
+        Request(
+            f"{reply_id}-{index}",
+            prompt,
+            params,
+            max_nodes=body.max_nodes,
+            # every row of a prompt must be computed to tell of it
+            reuse=params.prompt_logprobs is None,
+            cache_salt=body.cache_salt or "",
+        ),
         Detokenizer(service.tokenizer),
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(params, info, body),
         lambda: ChoiceRecord(recorder, len(prompt)),
     )
+
+
+def _prompt_tops(body: GenerationRequest) -> int | None:
+    """How many of the likeliest tokens to name in the place of each of the prompt's; None if nothing is told of it."""
+    echoed = body.tops if isinstance(body, CompletionRequest) and body.echo else None
+    asked = [top for top in (body.prompt_logprobs, echoed) if top is not None]
+    return max(asked, default=None)
 
 
 def _hidden(params: SamplingParams, info: EngineInfo, body: GenerationRequest) -> frozenset[int]:

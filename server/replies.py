@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from redraft.server.reply_logprobs import ChatLogprobs, CompletionLogprobs
+from redraft.server.reply_logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 
 Finish = Literal["stop", "length"]
 
@@ -68,6 +68,7 @@ class CompletionChoice(BaseModel):
     index: int = Field(description="Prompt number times n, plus the choice's number.")
     text: str
     logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=lambda value: value is None)
     finish_reason: Finish | None = None
 
 
@@ -100,6 +101,7 @@ class ChatCompletion(Envelope):
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class ChatDelta(BaseModel):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, Field
 
+from redraft.server.engine.types import TokenLogprobs
 from redraft.server.scored import ScoredToken
 
 TokenBytes = Callable[[int], bytes]
@@ -41,6 +42,32 @@ class CompletionLogprobs(BaseModel):
     token_logprobs: list[float | None] = Field(description="Null for a prompt's first token.")
     top_logprobs: list[dict[str, float] | None] = Field(description="The likeliest in its place, and the token itself.")
     text_offset: list[int] = Field(description="Characters of the choice's text before the token.")
+
+
+class PromptLogprob(BaseModel):
+    """What is told of one token, the prompt's or a likely one, in the place of a prompt's token."""
+
+    logprob: float
+    rank: int = Field(description="1 for the likeliest.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By the prompt's tokens, by token id; null for the first.  In vLLM's layout."""
+
+
+def prompt_logprobs(ids: Sequence[int], scores: Sequence[TokenLogprobs], top: int, read: TokenBytes) -> PromptLogprobs:
+    """``ids`` the prompt, ``scores`` of all its tokens but the first, ``top`` of the likeliest to be named."""
+    told: PromptLogprobs = [None]
+    for token, score in zip(ids[1:], scores, strict=True):
+        ranked = [(other, logprob, rank) for rank, (other, logprob) in enumerate(score.top[:top], 1)]
+        told.append(
+            {
+                str(other): PromptLogprob(logprob=finite(logprob), rank=rank, decoded_token=name(read(other)))
+                for other, logprob, rank in (*ranked, (token, score.logprob, score.rank))
+            }
+        )
+    return told
 
 
 def chat_logprobs(tokens: Sequence[ScoredToken], read: TokenBytes) -> ChatLogprobs:

@@ -49,7 +49,7 @@ async def respond(
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        reply = form.whole(work.result())
+        reply = form.whole(generation.best(work.result()))
         reply.usage = generation.usage
         if body.include_metrics:
             reply.metrics = _metrics(generation, max_nodes)
@@ -136,6 +136,7 @@ async def _collect(generation: Generation) -> list[Delta]:
             "".join(delta.text for delta in deltas),
             deltas[-1].finish_reason,
             tuple(chain.from_iterable(delta.scored for delta in deltas)),
+            deltas[0].prompt,
         )
         for index, deltas in enumerate(found)
     ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AllowInfNan, BaseModel, Field, PlainValidator, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from redraft.server.limits import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
+from redraft.server.limits import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
 
 Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
@@ -113,6 +113,14 @@ class SamplingFields(BaseModel):
         description="Tokens to make before the reply may end; stop strings are looked for in what comes after them.",
     )
 
+    prompt_logprobs: Int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Tell the log-probability of each of the prompt's tokens, and so many of the likeliest; not with "
+        "`stream`. Nothing of the prompt is taken from what was computed before.",
+    )
+
     @property
     def tops(self) -> int | None:
         """How many of the likeliest tokens to name with each one's log-probability; None if none is wanted.
@@ -154,6 +162,14 @@ class CompletionSampling(SamplingFields):
         description="Tell each token's log-probability (the model's own, before temperature, penalties and bias), "
         "and so many of the likeliest.",
     )
+    best_of: Int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_CHOICES,
+        description="Make so many choices of each prompt and show the `n` with the highest log-probability per token; "
+        "not with `stream`. All of them count as completion tokens.",
+    )
+    echo: Bool = Field(default=False, description="Repeat the prompt before each choice, in `logprobs` too.")
 
     @property
     def tops(self) -> int | None:

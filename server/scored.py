@@ -31,12 +31,24 @@ class ScoredTokens:
         self._text = 0
         """Characters of all tokens so far."""
         self._shown = 0
+        self._sum, self._count = 0.0, 0
 
     def push(self, token: int, piece: str, scores: TokenLogprobs | None) -> None:
         """``token`` has made ``piece`` certain, perhaps nothing yet; with ``scores`` it will be shown."""
         if scores is not None:
             self._waiting.append(ScoredToken(token, self._text, scores))
         self._text += len(piece)
+
+    def count(self, scores: TokenLogprobs | None) -> None:
+        """A token was made, to be shown or not."""
+        if scores is not None:
+            self._sum += scores.logprob
+            self._count += 1
+
+    @property
+    def mean(self) -> float:
+        """Log-probability a token of what was made; -inf of nothing."""
+        return self._sum / self._count if self._count else float("-inf")
 
     def shown(self, text: str, *, all_of_it: bool = False) -> tuple[ScoredToken, ...]:
         """The tokens that begin in ``text``, which is shown next; with ``all_of_it`` all that wait."""

@@ -16,6 +16,7 @@ GOOD = {"model": "toy", "prompt": "hi"}
 GOOD_CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
 TWO_MAXIMA = {**GOOD_CHAT, "max_tokens": 5, "max_completion_tokens": 6}
 USAGE_NOT_BOOL = {**GOOD, "stream": True, "stream_options": {"include_usage": 1}}
+TOLD_CHAT = {**GOOD_CHAT, "prompt_logprobs": 0, "stream": True}
 HUGE = 2**63
 
 
@@ -80,8 +81,8 @@ BOTH = [
     ("response_format", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]),
     ("tools", [[{"type": "function", "function": {"name": "f"}}], "x"]),
     ("tool_choice", ["required", {"type": "function"}]),
-    ("best_of", [2, 0, True]),
-    ("echo", [True, 0]),
+    ("best_of", [0, True, -1, 10**9, "2", 1.5]),
+    ("echo", [0, "yes"]),
     ("suffix", ["tail"]),
     ("store", [True]),
     ("metadata", [{"a": "b"}]),
@@ -90,7 +91,7 @@ BOTH = [
     ("min_tokens", [-1, 10**9, HUGE, 1.5, "1", True]),
     ("ignore_eos", [1, "true"]),
     ("include_stop_str_in_output", [0, "yes"]),
-    ("prompt_logprobs", [-1]),
+    ("prompt_logprobs", [-1, 21, 10**9, True, "1", 1.5]),
     ("prompt_embeds", ["gASVAAAA"]),
     ("guided_regex", ["(a+)+"]),
     ("chat_template", ["{{ 1 }}"]),
@@ -100,7 +101,7 @@ BOTH = [
 ]
 OWN = {
     "completions": [("logprobs", [21, True, 1.5])],
-    "chat/completions": [("logprobs", [0, 1, 5])],
+    "chat/completions": [("logprobs", [0, 1, 5]), ("best_of", [2]), ("echo", [True])],
 }
 SPECULATION = [
     ("enabled", [1, 0, "false", [True]]),
@@ -189,7 +190,12 @@ def test_messages(server):
         pytest.param("chat/completions", {**GOOD_CHAT, "min_tokens": 505}, "min_tokens", id="min-beyond-context"),
         pytest.param("completions", {**GOOD, "n": 2, "include_metrics": True}, "include_metrics", id="metrics-of-n"),
         pytest.param("completions", {**GOOD, "prompt": ["a", "b"], "include_metrics": True}, "include_metrics", id="2"),
-        pytest.param("completions", {**GOOD, "n": 2, "best_of": 3}, "best_of", id="best-of"),
+        pytest.param("completions", {**GOOD, "n": 3, "best_of": 2}, "best_of", id="best-of-fewer"),
+        pytest.param("completions", {**GOOD, "best_of": 2, "stream": True}, "best_of", id="best-of-streamed"),
+        pytest.param("completions", {**GOOD, "prompt": ["a"] * 65, "best_of": 2}, "best_of", id="times-best-of"),
+        pytest.param("completions", {**GOOD, "best_of": 2, "include_metrics": True}, "include_metrics", id="metric"),
+        pytest.param("completions", {**GOOD, "prompt_logprobs": 0, "stream": True}, "prompt_logprobs", id="told"),
+        pytest.param("chat/completions", TOLD_CHAT, "prompt_logprobs", id="told-in-a-chat"),
         pytest.param("completions", {**GOOD, "stream": True, "stream_options": {"x": 1}}, "stream_options.x", id="opt"),
         pytest.param("completions", USAGE_NOT_BOOL, "stream_options.include_usage", id="usage-not-bool"),
         pytest.param("chat/completions", TWO_MAXIMA, "max_tokens", id="two-maxima"),
