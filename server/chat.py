@@ -25,6 +25,7 @@ from redraft.server.replies import (
     ChatDelta,
     Finish,
 )
+from redraft.server.reply_logprobs import ChatLogprobs, TokenBytes, chat_logprobs, prompt_logprobs
 from redraft.server.respond import respond
 from redraft.server.schemas import ChatRequest, Message
 from redraft.server.service import ServiceDep
@@ -51,7 +52,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
     grammar = await enforced(body)
-    form = ChatForm(info, body.model)
+    form = ChatForm(info, body, prompt, service.tokenizer.token_bytes)
     return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
 
 
@@ -73,27 +74,29 @@ async def _render(tokenizer: TextTokenizer, messages: Sequence[Message]) -> str:
 class ChatForm:
     """A chat completion's chunks and whole reply."""
 
-    def __init__(self, info: EngineInfo, model: str) -> None:
+    def __init__(self, info: EngineInfo, body: ChatRequest, prompt: Sequence[int], read: TokenBytes) -> None:
+        """``read`` gives tokens' bytes, for log-probabilities."""
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = model
+        self._body = body
+        self._prompt = prompt
         self._fingerprint = info.fingerprint
+        self._read = read
         self._begun: set[int] = set()
         """Choices whose first chunk, with the role, was made."""
 
     def chunks(self, delta: Delta) -> Sequence[ChatChunk]:
         """The role first, then text, then an empty delta with the finish."""
-        deltas: list[tuple[ChatDelta, Finish | None]] = []
+        choices: list[ChatChunkChoice] = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
-            deltas.append((ChatDelta(role="assistant", content=""), None))
-        if delta.text:
-            deltas.append((ChatDelta(content=delta.text), None))
+            choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(role="assistant", content="")))
+        if delta.text or delta.scored:
+            new = ChatDelta(content=delta.text)
+            choices.append(ChatChunkChoice(index=delta.index, delta=new, logprobs=self._logprobs(delta)))
         if delta.finish_reason is not None:
-            deltas.append((ChatDelta(), delta.finish_reason))
-        return [
-            self._chunk([ChatChunkChoice(index=delta.index, delta=new, finish_reason=reason)]) for new, reason in deltas
-        ]
+            choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason))
+        return [self._chunk([choice]) for choice in choices]
 
     def usage_chunk(self) -> ChatChunk:
         """No choices."""
@@ -101,27 +104,35 @@ class ChatForm:
 
     def whole(self, deltas: Sequence[Delta]) -> ChatCompletion:
         """All choices."""
+        told, top = None, self._body.prompt_logprobs
+        if top is not None:
+            told = prompt_logprobs(self._prompt, deltas[0].prompt, top, self._read)
         return ChatCompletion(
             id=self.id,
             created=self._created,
-            model=self._model,
+            model=self._body.model,
             system_fingerprint=self._fingerprint,
             choices=[
                 ChatChoice(
                     index=delta.index,
                     message=AssistantMessage(content=delta.text),
+                    logprobs=self._logprobs(delta),
                     # a whole reply is only made of choices that ended
                     finish_reason=cast("Finish", delta.finish_reason),
                 )
                 for delta in deltas
             ],
+            prompt_logprobs=told,
         )
+
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        return None if self._body.tops is None else chat_logprobs(delta.scored, self._read)
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(
             id=self.id,
             created=self._created,
-            model=self._model,
+            model=self._body.model,
             system_fingerprint=self._fingerprint,
             choices=choices,
         )

@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import structlog
 
 from redraft.server.detokenize import Detokenizer
 from redraft.server.engine.client import EngineClient
-from redraft.server.engine.types import FinishReason, RedraftError, Request, RoundOutput
+from redraft.server.engine.types import FinishReason, RedraftError, Request, RoundOutput, TokenLogprobs
 from redraft.server.errors import ApiError, unavailable
 from redraft.server.record import ChoiceRecord
 from redraft.server.replies import Finish
+from redraft.server.scored import ScoredToken, ScoredTokens
 from redraft.server.stops import StopStrings
 
 log = structlog.get_logger(__name__)
@@ -28,6 +30,10 @@ class Delta:
     text: str
     finish_reason: Finish | None = None
     """Set with the choice's last delta."""
+    scored: tuple[ScoredToken, ...] = ()
+    """The tokens that begin in ``text``, if their log-probabilities were asked for."""
+    prompt: tuple[TokenLogprobs, ...] = ()
+    """With the choice's first delta, if asked for: of the prompt's tokens, all but the first."""
 
 
 class Choice:
@@ -50,6 +56,9 @@ class Choice:
         self._end_tokens = end_tokens
         self._made = 0
         """Tokens so far."""
+        self._scored = ScoredTokens()
+        self._prompt: tuple[TokenLogprobs, ...] = ()
+        """What is to be told of the prompt with the next delta."""
         self.record = record()
 
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
@@ -71,30 +80,45 @@ class Choice:
     ) -> FinishReason:
         async for output in outputs:
             self.record.arrived(output)
+            self._prompt = self._prompt or output.prompt_logprobs
             text = self._take(output)
             if self._stops.matched:
-                emit(Delta(self.index, text, "stop"))
+                emit(self._delta(text, "stop"))
                 return FinishReason.STOP
             if output.finish_reason is None:
                 if text:
-                    emit(Delta(self.index, text))
+                    emit(self._delta(text))
                 continue
             text += self._shown(self._detokenizer.finish())
             text += self._stops.finish()
             finish = "stop" if self._stops.matched else _finish(engine, output)
-            emit(Delta(self.index, text, finish))
+            emit(self._delta(text, finish))
             return FinishReason(finish)
         raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
+
+    @property
+    def mean_logprob(self) -> float:
+        """Log-probability a token, if the engine was asked for it."""
+        return self._scored.mean
+
+    def _delta(self, text: str, finish: Finish | None = None) -> Delta:
+        """``text`` and what is told with it."""
+        is_all = finish is not None and not self._stops.matched
+        prompt, self._prompt = self._prompt, ()
+        return Delta(self.index, text, finish, self._scored.shown(text, all_of_it=is_all), prompt)
 
     def _take(self, output: RoundOutput) -> str:
         """Text that ``output`` adds; counts its tokens up to a stop string's last."""
         text = ""
         taken = 0
-        for token in output.tokens:
+        for token, scores in zip_longest(output.tokens, output.logprobs):
             taken += 1
             self._made += 1
+            self._scored.count(scores)
             if token not in self._end_tokens:
-                text += self._shown(self._detokenizer.push(token))
+                piece = self._detokenizer.push(token)
+                self._scored.push(token, piece, scores)
+                text += self._shown(piece)
                 if self._stops.matched:
                     break
         self.record.took(taken)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from redraft.server.choice import Choice, Delta
 from redraft.server.engine.client import EngineClient
@@ -17,12 +18,17 @@ from redraft.server.replies import PromptTokensDetails, Usage
 class Generation:
     """All choices of one reply."""
 
-    def __init__(self, engine: EngineClient, choices: Sequence[Choice], prompt_tokens: int, n: int) -> None:
-        """``choices``: ``n`` of each prompt, prompt by prompt; ``prompt_tokens``: of all prompts, each once."""
+    def __init__(
+        self, engine: EngineClient, choices: Sequence[Choice], prompt_tokens: int, made: int, shown: int
+    ) -> None:
+        """``choices``: ``made`` of each prompt, prompt by prompt, the best ``shown`` of which are shown.
+
+        ``prompt_tokens``: of all prompts, each once.
+        """
         self._engine = engine
         self.choices = choices
         self._prompt_tokens = prompt_tokens
-        self._n = n
+        self._made, self._shown = made, shown
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._running = len(choices)
         self._tasks: list[asyncio.Task[None]] = []
@@ -48,13 +54,24 @@ class Generation:
             self._running -= 1
         return event
 
+    def best(self, deltas: Sequence[Delta]) -> list[Delta]:
+        """Of ``deltas``, one for all of each choice, those to show: by log-probability a token, ties as made."""
+        if self._shown == self._made:
+            return list(deltas)
+        found = list[Delta]()
+        for first in range(0, len(deltas), self._made):
+            group = range(first, first + self._made)
+            ranked = sorted(group, key=lambda number: -self.choices[number].mean_logprob)
+            found += (deltas[number] for number in ranked[: self._shown])
+        return [replace(delta, index=index) for index, delta in enumerate(found)]
+
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
         made = sum(choice.record.tokens for choice in self.choices)
         reused = [choice.record.reused for choice in self.choices]
         # a prompt counts once; what one of its choices computed was not there before, so the one that found least tells
-        cached = sum(min(reused[first : first + self._n]) for first in range(0, len(reused), self._n))
+        cached = sum(min(reused[first : first + self._made]) for first in range(0, len(reused), self._made))
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=made,

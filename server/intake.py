@@ -14,7 +14,7 @@ from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import THREAD_CHARS
 from redraft.server.record import ChoiceRecord
-from redraft.server.schemas import GenerationRequest
+from redraft.server.schemas import CompletionRequest, GenerationRequest
 from redraft.server.service import Service
 from redraft.server.stops import StopStrings
 from redraft.server.text import TextTokenizer
@@ -70,7 +70,7 @@ def plan(
     prompts: Sequence[tuple[tuple[int, ...], int]],
     grammar: str | None = None,
 ) -> Generation:
-    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow).
+    """The choices that ``body`` asks for, ``made`` of each of ``prompts`` (token ids and how many may follow).
 
     ``grammar``: what all of them follow (structured.py).
     """
@@ -82,20 +82,15 @@ def plan(
             service,
             info,
             body,
-            Request(
-                f"{reply_id}-{number * body.n + index}",
-                prompt,
-                _params(body, max_tokens, _seed(seed, index, body.n)),
-                max_nodes=body.max_nodes,
-                grammar=grammar,
-                cache_salt=body.cache_salt or "",
+            _request(
+                body, f"{reply_id}-{number * body.made + i}", prompt, max_tokens, _seed(seed, i, body.made), grammar
             ),
-            number * body.n + index,
+            number * body.made + i,
         )
         for number, (prompt, max_tokens) in enumerate(prompts)
-        for index in range(body.n)
+        for i in range(body.made)
     ]
-    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.n)
+    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.made, body.n)
 
 
 def _choice(
@@ -113,6 +108,22 @@ def _choice(
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
         lambda: ChoiceRecord(recorder, len(request.prompt)),
+    )
+
+
+def _request(
+    body: GenerationRequest, request_id: str, prompt: tuple[int, ...], max_tokens: int, seed: int, grammar: str | None
+) -> Request:
+    params = _params(body, max_tokens, seed)
+    return Request(
+        request_id,
+        prompt,
+        params,
+        max_nodes=body.max_nodes,
+        # every row of a prompt must be computed to tell of it
+        reuse=params.prompt_logprobs is None,
+        grammar=grammar,
+        cache_salt=body.cache_salt or "",
     )
 
 
@@ -138,7 +149,17 @@ def _params(body: GenerationRequest, max_tokens: int, seed: int) -> SamplingPara
         min_tokens=body.min_tokens,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
+        # which choices are best is told by their log-probabilities
+        logprobs=0 if body.tops is None and body.made > body.n else body.tops,
+        prompt_logprobs=_prompt_tops(body),
     )
+
+
+def _prompt_tops(body: GenerationRequest) -> int | None:
+    """How many of the likeliest tokens to name in the place of each of the prompt's; None if nothing is told of it."""
+    echoed = body.tops if isinstance(body, CompletionRequest) and body.echo else None
+    asked = [top for top in (body.prompt_logprobs, echoed) if top is not None]
+    return max(asked, default=None)
 
 
 def _hidden(params: SamplingParams, info: EngineInfo, body: GenerationRequest) -> frozenset[int]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from redraft.server.reply_logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
+
 Finish = Literal["stop", "length"]
 
 
@@ -65,7 +67,8 @@ class CompletionChoice(BaseModel):
 
     index: int = Field(description="Prompt number times n, plus the choice's number.")
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=lambda value: value is None)
     finish_reason: Finish | None = None
 
 
@@ -89,7 +92,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Finish
 
 
@@ -98,6 +101,7 @@ class ChatCompletion(Envelope):
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class ChatDelta(BaseModel):
@@ -112,7 +116,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: ChatDelta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Finish | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import chain
 from typing import Protocol
 
 import structlog
@@ -48,7 +49,7 @@ async def respond(
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        reply = form.whole(work.result())
+        reply = form.whole(generation.best(work.result()))
         reply.usage = generation.usage
         if body.include_metrics:
             reply.metrics = _metrics(generation, max_nodes)
@@ -126,13 +127,19 @@ def _metrics(generation: Generation, max_nodes: int) -> ReplyMetrics:
 
 async def _collect(generation: Generation) -> list[Delta]:
     """One delta per choice, in order, with all of its text."""
-    texts: list[list[str]] = [[] for _ in generation.choices]
-    ends: dict[int, Delta] = {}
+    found: list[list[Delta]] = [[] for _ in generation.choices]
     while (delta := await generation.next()) is not None:
-        texts[delta.index].append(delta.text)
-        if delta.finish_reason is not None:
-            ends[delta.index] = delta
-    return [Delta(index, "".join(text), ends[index].finish_reason) for index, text in enumerate(texts)]
+        found[delta.index].append(delta)
+    return [
+        Delta(
+            index,
+            "".join(delta.text for delta in deltas),
+            deltas[-1].finish_reason,
+            tuple(chain.from_iterable(delta.scored for delta in deltas)),
+            deltas[0].prompt,
+        )
+        for index, deltas in enumerate(found)
+    ]
 
 
 async def _disconnected(request: Request) -> None:

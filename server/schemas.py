@@ -16,7 +16,7 @@ from redraft.server.limits import (
     MAX_USER_CHARS,
 )
 from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_MESSAGE, drop_neutral
-from redraft.server.schema_sampling import Bool, Int, SamplingFields, is_ids
+from redraft.server.schema_sampling import Bool, ChatSampling, CompletionSampling, Int, SamplingFields, is_ids
 from redraft.server.schema_sampling import conflict as _conflict
 from redraft.server.schema_structured import StructuredFields
 
@@ -141,7 +141,14 @@ class GenerationRequest(SamplingFields, StructuredFields):
             raise _conflict("stream_options", "is only allowed with stream: true")
         if self.include_metrics and self.n > 1:
             raise _conflict("include_metrics", "is only allowed for one choice")
+        if self.prompt_logprobs is not None and self.stream:
+            raise _conflict("prompt_logprobs", "prompt_logprobs cannot be streamed")
         return self
+
+    @property
+    def made(self) -> int:
+        """How many choices are made of each prompt, to show `n` of them."""
+        return self.n
 
     @property
     def include_usage(self) -> bool:
@@ -156,7 +163,7 @@ class GenerationRequest(SamplingFields, StructuredFields):
         return self.speculation.max_nodes if self.speculation.enabled else 0
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(CompletionSampling, GenerationRequest):
     """Body of `POST /v1/completions`."""
 
     model_config = ConfigDict(
@@ -177,14 +184,23 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if len(self.prompt) * self.n > MAX_CHOICES:
-            raise _conflict("n", f"times the number of prompts must be at most {MAX_CHOICES}")
-        if self.include_metrics and len(self.prompt) > 1:
+        if self.made < self.n:
+            raise _conflict("best_of", f"best_of must be at least n, which is {self.n}")
+        if self.made > self.n and self.stream:
+            raise _conflict("best_of", "best_of above n cannot be streamed: which are best is known at the end")
+        if len(self.prompt) * self.made > MAX_CHOICES:
+            name = "n" if self.best_of is None else "best_of"
+            raise _conflict(name, f"times the number of prompts must be at most {MAX_CHOICES}")
+        if self.include_metrics and len(self.prompt) * self.made > 1:
             raise _conflict("include_metrics", "is only allowed for one choice")
         return self
 
+    @property
+    def made(self) -> int:
+        return self.n if self.best_of is None else self.best_of
 
-class ChatRequest(GenerationRequest):
+
+class ChatRequest(ChatSampling, GenerationRequest):
     """Body of `POST /v1/chat/completions`."""
 
     model_config = ConfigDict(

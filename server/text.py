@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from redraft.server.chat_template import ChatTemplate
 from redraft.server.engine.types import RedraftError
+from redraft.server.token_bytes import token_bytes_of
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -21,6 +22,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
         self._special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.token_bytes = token_bytes_of(tokenizer)
+        """Of an id the bytes that it stands for."""
         self.chat_template = chat_template
         """None when the checkpoint has none."""
 

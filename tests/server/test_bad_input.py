@@ -16,6 +16,7 @@ GOOD = {"model": "toy", "prompt": "hi"}
 GOOD_CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
 TWO_MAXIMA = {**GOOD_CHAT, "max_tokens": 5, "max_completion_tokens": 6}
 USAGE_NOT_BOOL = {**GOOD, "stream": True, "stream_options": {"include_usage": 1}}
+TOLD_CHAT = {**GOOD_CHAT, "prompt_logprobs": 0, "stream": True}
 HUGE = 2**63
 
 
@@ -75,13 +76,13 @@ BOTH = [
     ("presence_penalty", [2.01, -3, [0]]),
     ("repetition_penalty", [0, -1, True, 1e-320, 101, "1"]),
     ("logit_bias", BIASES),
-    ("logprobs", [0, 1, -1, 10**9, True, "5"]),
-    ("top_logprobs", [1, -1]),
+    ("logprobs", [-1, 10**9, "5", [1], {}]),
+    ("top_logprobs", [1, -1, 21, 10**9, True, "5"]),
     ("response_format", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]),
     ("tools", [[{"type": "function", "function": {"name": "f"}}], "x"]),
     ("tool_choice", ["required", {"type": "function"}]),
-    ("best_of", [2, 0, True]),
-    ("echo", [True, 0]),
+    ("best_of", [0, True, -1, 10**9, "2", 1.5]),
+    ("echo", [0, "yes"]),
     ("suffix", ["tail"]),
     ("store", [True]),
     ("metadata", [{"a": "b"}]),
@@ -90,7 +91,7 @@ BOTH = [
     ("min_tokens", [-1, 10**9, HUGE, 1.5, "1", True]),
     ("ignore_eos", [1, "true"]),
     ("include_stop_str_in_output", [0, "yes"]),
-    ("prompt_logprobs", [-1]),
+    ("prompt_logprobs", [-1, 21, 10**9, True, "1", 1.5]),
     ("prompt_embeds", ["gASVAAAA"]),
     ("guided_regex", ["(a+)+"]),
     ("chat_template", ["{{ 1 }}"]),
@@ -98,6 +99,10 @@ BOTH = [
     ("documents", [[]]),
     ("no_such_parameter", [0, False, "", "x"]),
 ]
+OWN = {
+    "completions": [("logprobs", [21, True, 1.5])],
+    "chat/completions": [("logprobs", [0, 1, 5]), ("best_of", [2]), ("echo", [True])],
+}
 SPECULATION = [
     ("enabled", [1, 0, "false", [True]]),
     ("max_nodes", [-1, 64, HUGE, 10**400, 1.5, "5", True]),
@@ -112,7 +117,7 @@ CASES = [(name, {name: value}) for name, values in BOTH for value in values] + [
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 def test_wrong_values_and_unsupported_parameters(server, path):
     good = GOOD if path == "completions" else GOOD_CHAT
-    for name, body in CASES:
+    for name, body in CASES + [(name, {name: value}) for name, values in OWN[path] for value in values]:
         error = check(server.http.post(f"/v1/{path}", json={**good, **body}), 400, name)
         assert name in error["message"], (name, body)
     goes_on(server)
@@ -179,12 +184,18 @@ def test_messages(server):
         pytest.param("completions", {**GOOD, "max_tokens": 511}, "prompt", id="does-not-fit"),
         pytest.param("completions", {**GOOD, "max_completion_tokens": 5}, "max_completion_tokens", id="chats-name"),
         pytest.param("completions", {**GOOD, "prompt": ["a"] * 65, "n": 2}, "n", id="prompts-times-n"),
+        pytest.param("chat/completions", {**GOOD_CHAT, "logprobs": True, "top_logprobs": 2.0}, "top_logprobs", id="t"),
         pytest.param("completions", {**GOOD, "min_tokens": 17}, "min_tokens", id="min-beyond-default"),
         pytest.param("completions", {**GOOD, "max_tokens": 4, "min_tokens": 5}, "min_tokens", id="min-beyond-max"),
         pytest.param("chat/completions", {**GOOD_CHAT, "min_tokens": 505}, "min_tokens", id="min-beyond-context"),
         pytest.param("completions", {**GOOD, "n": 2, "include_metrics": True}, "include_metrics", id="metrics-of-n"),
         pytest.param("completions", {**GOOD, "prompt": ["a", "b"], "include_metrics": True}, "include_metrics", id="2"),
-        pytest.param("completions", {**GOOD, "n": 2, "best_of": 3}, "best_of", id="best-of"),
+        pytest.param("completions", {**GOOD, "n": 3, "best_of": 2}, "best_of", id="best-of-fewer"),
+        pytest.param("completions", {**GOOD, "best_of": 2, "stream": True}, "best_of", id="best-of-streamed"),
+        pytest.param("completions", {**GOOD, "prompt": ["a"] * 65, "best_of": 2}, "best_of", id="times-best-of"),
+        pytest.param("completions", {**GOOD, "best_of": 2, "include_metrics": True}, "include_metrics", id="metric"),
+        pytest.param("completions", {**GOOD, "prompt_logprobs": 0, "stream": True}, "prompt_logprobs", id="told"),
+        pytest.param("chat/completions", TOLD_CHAT, "prompt_logprobs", id="told-in-a-chat"),
         pytest.param("completions", {**GOOD, "stream": True, "stream_options": {"x": 1}}, "stream_options.x", id="opt"),
         pytest.param("completions", USAGE_NOT_BOOL, "stream_options.include_usage", id="usage-not-bool"),
         pytest.param("chat/completions", TWO_MAXIMA, "max_tokens", id="two-maxima"),
