@@ -45,6 +45,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     """Answer a conversation.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
+    service.check_room(info)
     text = await _render(service.tokenizer, body.messages)
     prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens

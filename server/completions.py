@@ -35,6 +35,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     """Continue texts.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
+    service.check_room(info)
     prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
     form = CompletionForm(info, body.model)

@@ -75,7 +75,8 @@ def plan(
         for number, (prompt, max_tokens) in enumerate(prompts)
         for index in range(body.n)
     ]
-    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.n)
+    prompt_tokens = sum(len(prompt) for prompt, _ in prompts)
+    return Generation(service.engine, service.admission, choices, prompt_tokens, body.n)
 
 
 def _choice(

@@ -37,8 +37,14 @@ SERVE_OPTIONS = (
     "max-nodes",
     "host",
     "port",
-    "api-key",
     "served-model-name",
+    "api-key",
+    "api-key-file",
+    "guard",
+    "cors-origin",
+    "max-queue",
+    "request-timeout",
+    "drain-seconds",
 )
 runner = CliRunner()
 
