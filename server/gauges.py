@@ -38,6 +38,7 @@ class EngineGauges(Collector):
         counters = (
             ("preemptions", "Times a choice gave up its KV to an older one and had to wait again.", stats.preemptions),
             ("prefix_cache_queries", "Prompt tokens of choices that were admitted.", stats.prompt_tokens),
+            ("out_of_memory", "Passes that failed for want of device memory.", stats.out_of_memory),
             ("prefix_cache_hits", "Of these, tokens whose KV was there already.", stats.reused_tokens),
         )
         for name, text, value in gauges:

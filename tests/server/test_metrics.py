@@ -55,6 +55,7 @@ def test_a_canned_run(serve, canned):
         "redraft_kv_pages_used": "gauge",
         "redraft_kv_pages_kept": "gauge",
         "redraft_preemptions": "counter",
+        "redraft_out_of_memory": "counter",
         "redraft_prefix_cache_queries": "counter",
         "redraft_prefix_cache_hits": "counter",
         "redraft_tokens_per_second": "gauge",
