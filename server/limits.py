@@ -1,4 +1,4 @@
-"""Every bound on what a client may send, in one place.
+"""Every bound on what a client may send, in one place; docs/limits.md says what happens beyond each.
 
 Each is checked before anything of the request reaches the engine, so that no request can cost more than its share of
 memory or time.  What depends on the model (context length, vocabulary) is checked in intake.py.
@@ -20,6 +20,8 @@ KEEP_ALIVE_SECONDS: Final = 5
 """An idle connection is closed after so long."""
 LINGER_SECONDS: Final = 2.0
 """How long a body that nobody wants is still read, so that its sender gets to read the answer."""
+MAX_DEPTH: Final = 201
+"""Nesting of a body's JSON, itself included; the parser's own bound."""
 MAX_FIELDS: Final = 128
 """Keys of the request object, known or not."""
 
