@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from redraft.server import chat, completions, system
 from redraft.server.admission import Admission
 from redraft.server.auth import ApiKeyMiddleware
+from redraft.server.describe import DescribedApp
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
@@ -42,7 +43,8 @@ def create_app(
         finally:
             await engine.close()
 
-    app = FastAPI(
+    app = DescribedApp(
+        settings,
         title="Redraft",
         description="OpenAI-compatible inference with speculative decoding. Parameters that are not honoured are "
         "refused with 400, unless their value asks for nothing.",

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from redraft.server.body import StrictRoute
 from redraft.server.choice import Delta
+from redraft.server.describe import GENERATION
 from redraft.server.engine.types import EngineInfo
-from redraft.server.errors import ErrorReply
 from redraft.server.intake import check_ids, plan, room, tokenise
 from redraft.server.replies import Completion, CompletionChoice
 from redraft.server.respond import respond
@@ -26,10 +26,7 @@ router = APIRouter(route_class=StrictRoute, tags=["generation"])
 @router.post(
     "/v1/completions",
     response_model=Completion,
-    responses={
-        "4XX": {"model": ErrorReply, "description": "The request is at fault."},
-        503: {"model": ErrorReply, "description": "Loading, draining, or the engine has ended."},
-    },
+    responses=GENERATION,
 )
 async def create_completion(body: CompletionRequest, request: Request, service: ServiceDep) -> Response:
     """Continue texts.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""

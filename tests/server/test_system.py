@@ -163,7 +163,10 @@ def test_documentation_is_complete(serve, canned):
         assert body["example"]["model"]
         assert body["additionalProperties"] is False
     responses = schema["paths"]["/v1/completions"]["post"]["responses"]
-    assert set(responses) == {"200", "4XX", "503"}
+    assert set(responses) == {"200", "4XX", "500", "503", "504"}
+    assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert "null" in [kind.get("type") for kind in body["properties"]["n"]["anyOf"]]
+    assert body["properties"]["model"]["type"] == "string"
     assert server.http.get("/docs").status_code == 200
 
 
