@@ -52,6 +52,7 @@ def test_a_canned_run(serve, canned):
         "redraft_requests_running": "gauge",
         "redraft_requests_waiting": "gauge",
         "redraft_kv_pages": "gauge",
+        "redraft_server_tasks": "gauge",
         "redraft_kv_pages_used": "gauge",
         "redraft_kv_pages_kept": "gauge",
         "redraft_preemptions": "counter",
