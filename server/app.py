@@ -7,12 +7,16 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
 from redraft.server import chat, completions, system
+from redraft.server.admission import Admission
 from redraft.server.auth import ApiKeyMiddleware
+from redraft.server.describe import DescribedApp
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
+from redraft.server.head import HeaderLimits
 from redraft.server.metrics import Metrics
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
@@ -39,17 +43,28 @@ def create_app(
         finally:
             await engine.close()
 
-    app = FastAPI(
+    app = DescribedApp(
+        settings,
         title="Redraft",
         description="OpenAI-compatible inference with speculative decoding. Parameters that are not honoured are "
         "refused with 400, unless their value asks for nothing.",
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.service = Service(engine, tokenizer, settings, metrics)
+    app.state.service = Service(engine, tokenizer, settings, metrics, Admission(metrics, settings))
     install_error_handlers(app)
     if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys)
+        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, guard=settings.guard)
+    if settings.cors_origins:
+        # outside the keys: a browser asks without one whether it may ask, and has to be able to read a 401
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After",),
+        )
+    app.add_middleware(HeaderLimits)
     for routes in (completions.router, chat.router, system.router):
         app.include_router(routes)
     return app

@@ -13,8 +13,9 @@ from fastapi import APIRouter, Request, Response
 from redraft.server.body import StrictRoute
 from redraft.server.chat_template import ChatTemplateError
 from redraft.server.choice import Delta
+from redraft.server.describe import GENERATION
 from redraft.server.engine.types import EngineInfo
-from redraft.server.errors import ErrorReply, invalid
+from redraft.server.errors import invalid
 from redraft.server.intake import plan, room, tokenise
 from redraft.server.replies import (
     AssistantMessage,
@@ -38,15 +39,13 @@ router = APIRouter(route_class=StrictRoute, tags=["generation"])
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses={
-        "4XX": {"model": ErrorReply, "description": "The request is at fault."},
-        503: {"model": ErrorReply, "description": "Loading, draining, or the engine has ended."},
-    },
+    responses=GENERATION,
 )
 async def create_chat_completion(body: ChatRequest, request: Request, service: ServiceDep) -> Response:
     """Answer a conversation.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
+    service.check_room(info)
     text = await _render(service.tokenizer, body.messages)
     prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request, Response
 
 from redraft.server.body import StrictRoute
 from redraft.server.choice import Delta
+from redraft.server.describe import GENERATION
 from redraft.server.echo import Echo
 from redraft.server.engine.types import EngineInfo
-from redraft.server.errors import ErrorReply
 from redraft.server.intake import check_ids, plan, room, tokenise
 from redraft.server.replies import Completion, CompletionChoice
 from redraft.server.reply_logprobs import TokenBytes, completion_logprobs, prompt_logprobs
@@ -31,15 +31,13 @@ router = APIRouter(route_class=StrictRoute, tags=["generation"])
 @router.post(
     "/v1/completions",
     response_model=Completion,
-    responses={
-        "4XX": {"model": ErrorReply, "description": "The request is at fault."},
-        503: {"model": ErrorReply, "description": "Loading, draining, or the engine has ended."},
-    },
+    responses=GENERATION,
 )
 async def create_completion(body: CompletionRequest, request: Request, service: ServiceDep) -> Response:
     """Continue texts.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
+    service.check_room(info)
     prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
     grammar = await enforced(body)

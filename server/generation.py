@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from redraft.server.admission import Admission, Limit
 from redraft.server.choice import Choice, Delta
 from redraft.server.engine.client import EngineClient
+from redraft.server.errors import ApiError, unavailable
 from redraft.server.replies import PromptTokensDetails, Usage
 
 
@@ -19,13 +21,20 @@ class Generation:
     """All choices of one reply."""
 
     def __init__(
-        self, engine: EngineClient, choices: Sequence[Choice], prompt_tokens: int, made: int, shown: int
+        self,
+        engine: EngineClient,
+        admission: Admission,
+        choices: Sequence[Choice],
+        prompt_tokens: int,
+        made: int,
+        shown: int,
     ) -> None:
         """``choices``: ``made`` of each prompt, prompt by prompt, the best ``shown`` of which are shown.
 
         ``prompt_tokens``: of all prompts, each once.
         """
         self._engine = engine
+        self._admission = admission
         self.choices = choices
         self._prompt_tokens = prompt_tokens
         self._made, self._shown = made, shown
@@ -34,13 +43,35 @@ class Generation:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Submit every choice."""
+        """Submit every choice; 503 when too many wait already."""
+        info = self._engine.info
+        if info is None:
+            raise unavailable("The model is still loading.", "loading")
+        self._admission.enter(self, len(self.choices), info.max_num_seqs)
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self.choices]
+        for task in self._tasks:
+            # not in the task: one that is cancelled before its first step runs no line of its own
+            task.add_done_callback(lambda _: self._admission.choice_ended())
 
     def close(self) -> None:
-        """Cancel what still runs; harmless when nothing does."""
-        for task in self._tasks:
-            task.cancel()
+        """Cancel what still runs, and be gone; harmless when nothing does."""
+        self._cancel()
+        self._admission.leave(self)
+
+    def fail(self, error: ApiError) -> None:
+        """Cancel what still runs; what was made is followed by ``error``."""
+        self._cancel()
+        self._events.put_nowait(error)
+
+    def cut_off(self) -> None:
+        """Cancel what still runs: the client has stopped reading."""
+        self._admission.count(Limit.SLOW_READER)
+        self._cancel()
+
+    @property
+    def pending(self) -> int:
+        """Deltas that nobody has taken yet."""
+        return self._events.qsize()
 
     async def next(self) -> Delta | None:
         """The next delta of any choice; None after the last.  A failed choice closes the others and raises."""
@@ -48,7 +79,7 @@ class Generation:
             return None
         event = await self._events.get()
         if isinstance(event, Exception):
-            self.close()
+            self._cancel()
             raise event
         if event.finish_reason is not None:
             self._running -= 1
@@ -78,6 +109,10 @@ class Generation:
             total_tokens=self._prompt_tokens + made,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
         )
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
     async def _pump(self, choice: Choice) -> None:
         try:

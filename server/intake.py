@@ -90,7 +90,8 @@ def plan(
         for number, (prompt, max_tokens) in enumerate(prompts)
         for i in range(body.made)
     ]
-    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.made, body.n)
+    prompt_tokens = sum(len(prompt) for prompt, _ in prompts)
+    return Generation(service.engine, service.admission, choices, prompt_tokens, body.made, body.n)
 
 
 def _choice(

@@ -1,4 +1,4 @@
-"""Every bound on what a client may send, in one place.
+"""Every bound on what a client may send, in one place; docs/limits.md says what happens beyond each.
 
 Each is checked before anything of the request reaches the engine, so that no request can cost more than its share of
 memory or time.  What depends on the model (context length, vocabulary) is checked in intake.py.
@@ -13,6 +13,17 @@ from redraft.server.engine import types
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 BODY_SECONDS: Final = 30.0
 """A body that has not arrived by then is answered with 408."""
+MAX_HEAD_BYTES: Final = 16 * 1024
+"""Request line and headers."""
+MAX_HEADERS: Final = 100
+HEAD_SECONDS: Final = 15.0
+"""A connection whose next request has not begun with a whole head by then is closed, with 408 if part of it came."""
+KEEP_ALIVE_SECONDS: Final = 5
+"""An idle connection is closed after so long."""
+LINGER_SECONDS: Final = 2.0
+"""How long a body that nobody wants is still read, so that its sender gets to read the answer."""
+MAX_DEPTH: Final = 201
+"""Nesting of a body's JSON, itself included; the parser's own bound."""
 MAX_FIELDS: Final = 128
 """Keys of the request object, known or not."""
 
@@ -40,6 +51,16 @@ MAX_QUOTE_CHARS: Final = 100
 
 THREAD_CHARS: Final = 8192
 """Longer texts are tokenised in a thread, so that they do not hold up the streams of others."""
+MAX_PENDING_DELTAS: Final = 4096
+"""Pieces of a stream that may wait for a client that does not read."""
+SLOW_READER_SECONDS: Final = 30.0
+"""A client that has read nothing of its stream for so long is cut off, and its request cancelled."""
+UNACKNOWLEDGED_SECONDS: Final = 60
+"""Any connection whose client takes nothing of what it was sent for so long is dropped, by the kernel."""
+READER_CHECK_SECONDS: Final = 1.0
+"""How often it is looked whether a client reads."""
+FLUSH_SECONDS: Final = 5
+"""How long a server that has drained waits for its last answers to be read."""
 PING_SECONDS: Final = 15.0
 """A silent stream sends a comment this often, so that proxies keep it open."""
 RETRY_AFTER_SECONDS: Final = 5

@@ -16,6 +16,7 @@ from redraft.server.choice import Delta
 from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
 from redraft.server.limits import PING_SECONDS
+from redraft.server.reader import Reader
 from redraft.server.replies import Envelope, ReplyMetrics
 from redraft.server.schemas import GenerationRequest
 
@@ -70,7 +71,18 @@ class _EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(None) as limit:
+                reader = Reader(send, lambda: self._generation.pending, lambda: limit.reschedule(0))
+                try:
+                    await super().__call__(scope, receive, reader.send)
+                finally:
+                    reader.close()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            # the response stays incomplete, for which uvicorn closes the connection
+            log.warning("a client has stopped reading its stream and was cut off")
+            self._generation.cut_off()
         finally:
             self._generation.close()
 

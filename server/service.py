@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from redraft.server.admission import Admission
 from redraft.server.engine.client import EngineClient
 from redraft.server.engine.types import EngineInfo
 from redraft.server.errors import ApiError, clip, quote, unavailable
@@ -23,6 +24,7 @@ class Service:
     tokenizer: TextTokenizer
     settings: ServerSettings
     metrics: Metrics
+    admission: Admission
     draining: bool = False
     """Set once the server was told to stop: it finishes what it has and takes nothing new."""
 
@@ -35,6 +37,10 @@ class Service:
         if self.engine.info is None:
             raise unavailable("The model is still loading.", "loading")
         return self.engine.info
+
+    def check_room(self, info: EngineInfo) -> None:
+        """503 when no further request is taken now; spares the work on one that would be refused in the end."""
+        self.admission.check(1, info.max_num_seqs)
 
     def check_model(self, name: str) -> None:
         """404 unless ``name`` is the model served here."""

@@ -9,7 +9,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
-from redraft.server.errors import ErrorReply
+from redraft.server.describe import REFUSALS
 from redraft.server.replies import Health, Model, ModelList, Version
 from redraft.server.service import Service, ServiceDep
 
@@ -18,13 +18,13 @@ CREATED = int(time.time())
 UNAVAILABLE = 503
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=REFUSALS)
 async def list_models(service: ServiceDep) -> ModelList:
     """The one model that this server serves; 503 while it is loading."""
     return ModelList(data=[_model(service)])
 
 
-@router.get("/v1/models/{name:path}", responses={404: {"model": ErrorReply, "description": "No such model."}})
+@router.get("/v1/models/{name:path}", responses=REFUSALS)
 async def get_model(name: str, service: ServiceDep) -> Model:
     """One model."""
     service.check_model(name)
@@ -58,7 +58,11 @@ async def version(service: ServiceDep) -> Version:
     )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
+)
 async def metrics(service: ServiceDep, request: Request) -> Response:
     """For Prometheus, in the format that it asks for."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))

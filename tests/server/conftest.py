@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -24,6 +25,7 @@ from redraft.server.engine.types import (
     Request,
     RoundOutput,
 )
+from redraft.server.serve import listen, uvicorn_config
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
@@ -185,6 +187,7 @@ class Running:
     """A server on a loopback port."""
 
     url: str
+    listener: socket.socket
     service: Service
     http: httpx2.Client
 
@@ -197,16 +200,17 @@ def running(tokenizer: TextTokenizer) -> Start:
     """A context with a server in it; leaving it checks that the server closed its engine."""
 
     @contextmanager
-    def start(engine: FakeEngine, api_keys: tuple[str, ...] = ()) -> Iterator[Running]:
-        app = create_app(engine, tokenizer, ServerSettings("toy", api_keys=api_keys))
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none", access_log=False))
+    def start(engine: FakeEngine, **options: Any) -> Iterator[Running]:
+        settings = ServerSettings("toy", port=0, **options)
+        app = create_app(engine, tokenizer, settings)
+        with listen(settings) as listener:
+            server = uvicorn.Server(uvicorn_config(app))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             try:
                 with httpx2.Client(base_url=url, timeout=20) as client:
-                    yield Running(url, app.state.service, client)
+                    yield Running(url, listener, app.state.service, client)
             finally:
                 server.should_exit = True
                 thread.join(20)
