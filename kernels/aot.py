@@ -43,10 +43,12 @@ class Usage:
     """Bytes of shared memory per program."""
     fused: int
     """Fused multiply-adds in the PTX; a kernel compiled without fusion has none."""
+    products: tuple[str, ...]
+    """Tensor-core instructions in the PTX; another one's sums have other bits."""
 
 
-def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int]:
-    """Compile for one architecture; returns (registers, spill bytes, shared bytes, fused multiply-adds)."""
+def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int, tuple[str, ...]]:
+    """Compile for one architecture; returns the fields of ``Usage`` from ``registers`` on."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -68,8 +70,10 @@ def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int
         tool = triton.knobs.nvidia.cuobjdump.path
         text = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
-    return usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, fused
+    ptx = compiled.asm["ptx"]
+    fused = len(re.findall(r"\bfma\.", ptx))
+    products = tuple(sorted(set(re.findall(r"\b(?:mma\.sync|wgmma\.mma|tcgen05\.mma)[\w.:]*", ptx))))
+    return usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, fused, products
 
 
 def _measure(job: tuple[str, int, int]) -> Usage:
