@@ -118,7 +118,7 @@ def attention_items_twin(rows: Rows, page_table: Tensor, chunks: int, *, lanes: 
             torch.where(of_run, bounds[row], position[row] + 1),
         )
     )
-    return Items(table.to(torch.int32), count[:, -1].to(torch.int32), fields, slab, chunks)
+    return Items(table.to(torch.int32), count.amax(1).to(torch.int32), fields, slab, chunks)
 
 
 @jit(do_not_specialize=["R", "W", "S", "C"])  # type: ignore[untyped-decorator]

@@ -167,7 +167,7 @@ def chunk_attention_twin(
 
 @jit(
     do_not_specialize=["first_row", "item_stride", "R", "C", "W", "P", "FIRST"],
-    do_not_specialize_on_alignment=["p_item", "p_total"],
+    do_not_specialize_on_alignment=["p_item", "p_total", "p_highest", "p_weight"],
 )  # type: ignore[untyped-decorator]
 def _chunks(  # type: ignore[no-untyped-def]
     p_q, p_key, p_value, p_item, p_total, p_row, p_position, p_depth, p_slot, p_path, p_page_table,

@@ -43,7 +43,10 @@ def sum_chunks_twin(partial: Partial, dtype: torch.dtype) -> Tensor:
     return (total / torch.where(weight > 0, weight, 1.0).unsqueeze(-1)).to(dtype)
 
 
-@jit(do_not_specialize=["first_row", "C"])  # type: ignore[untyped-decorator]
+@jit(
+    do_not_specialize=["first_row", "C"],
+    do_not_specialize_on_alignment=["p_highest", "p_weight"],
+)  # type: ignore[untyped-decorator]
 def _sum_chunks(  # type: ignore[no-untyped-def]
     p_highest, p_weight, p_sum, p_chunks, p_out, first_row, C,
     HD: tl.constexpr, BLOCK_D: tl.constexpr, HQ: tl.constexpr, STEP: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -63,3 +63,32 @@ def poisoned() -> Callable[..., AbstractContextManager[Any]]:
             return made
 
     return Poisoned
+
+
+@pytest.fixture
+def own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton interprets, matrix products whose elements are made of their own row and column alone.
+
+    That is what tensor cores have and the CPU's library has not: there a row's bits follow its place in the tile.  bf16
+    is kept as bits by the interpreter and rounded by cutting off, so it is to be compared with itself alone.
+    """
+    if torch.cuda.is_available():
+        return
+    interpreter: Any = pytest.importorskip("triton.runtime.interpreter")
+    import numpy as np
+
+    from redraft.kernels import sum_chunks
+
+    def real(x: Any) -> Any:
+        bits = x.dtype.scalar.name == "bf16"
+        return (x.data.astype(np.uint32) << 16).view(np.float32) if bits else x.data.astype(np.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        left, right, total = real(a), real(b), d.data.copy()
+        for k in range(left.shape[1]):
+            total += left[:, k, None] * right[k]
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    # steps without a chunk take as long as others here
+    monkeypatch.setattr(sum_chunks, "STEP", 2)
