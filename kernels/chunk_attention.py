@@ -1,0 +1,254 @@
+"""Attention of packed rows over one chunk of positions at a time: what flash-decoding adds up afterwards.
+
+For a row, a query head and a chunk, with s = log2(e) q·k over the chunk's visible positions:
+
+    highest = max s,   p = 2^(s - highest),   weight = sum p,   total = sum p v
+
+q, scaled already, and p are rounded to the cache's dtype for the products; sums are fp32.
+
+Bits.  A row's result of a chunk comes from products of one shape, ``[TILE, HD] x [HD, lanes]`` and
+``[TILE, lanes] x [lanes, HD]``, whoever the tile's other rows are and whether the keys are shared or of the row's own
+path; at TILE = 16 that is ``mma.sync`` on every architecture, never ``wgmma`` or ``tcgen05`` (the tests look).  Each
+key stands in the lane of its absolute position.  Lanes that a row does not see weigh exactly 0; what lies in cells that
+no row of the item sees is not loaded.  What an item's other rows see has to be finite, for 0 times NaN is NaN.
+
+Work.  The items of attention_items.py, times KV heads, are dealt to as many programs as fit the GPU at once, so nothing
+is launched for positions that nobody has.  With 8 KV heads, a tree of 16 rows at 8k is 8 x 63 items of shared chunks
+and up to 8 x 32 of the rows' own; 64 requests of one row at 1k are 8 x 64 x 8 = 4,096; an H100 holds 132 x
+``OCCUPANCY`` = 396 programs.  A program reads an item's keys and values once and keeps them in shared memory for all
+its tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from redraft.kernels.attention_items import PAGE, Items
+from redraft.kernels.rows import Rows
+from redraft.kernels.tree_attention import CHUNK, lane_cells
+from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl
+
+TILE = 16
+"""Rows times query heads of one product: the instruction's own size, so that no other is chosen for it."""
+LOG2E = math.log2(math.e)
+OCCUPANCY = 3
+"""Programs per SM: one holds 64 KiB of keys and values."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_OPERAND_BYTES = 2**15
+"""Shared memory for a chunk's keys, and as much for its values: consumer cards have 99 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Of rows, query heads and chunks; fp32.  Chunks that a row does not have are undefined."""
+
+    highest: Tensor
+    """[rows, HQ, C]"""
+    weight: Tensor
+    """[rows, HQ, C]"""
+    total: Tensor
+    """[rows, HQ, C, HD]"""
+
+
+def block_of(HD: int) -> int:
+    """``HD`` as tiles have it: a power of two."""
+    return max(16, next_power_of_2(HD))
+
+
+def lanes_of(dtype: torch.dtype, HD: int) -> int:
+    """Positions of a chunk for a cache of ``dtype`` and head size ``HD``; it divides a page.
+
+    Products of fp32 are made of three of tf32, which takes twice the room.  Raises ``ValueError`` for heads so large
+    that no chunk fits.
+    """
+    lanes = _OPERAND_BYTES // (block_of(HD) * dtype.itemsize * (2 if dtype == torch.float32 else 1))
+    if lanes < TILE:
+        raise ValueError(f"attention's kernel has no room for heads of {HD} in {dtype}")
+    return min(CHUNK, lanes)
+
+
+def make_partial(rows: int, HQ: int, chunks: int, HD: int, device: torch.device) -> Partial:
+    """Room for results."""
+    highest, weight = torch.empty(2, rows, HQ, chunks, device=device)
+    return Partial(highest, weight, torch.empty(rows, HQ, chunks, HD, device=device))
+
+
+def chunk_attention_kernel(
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Rows,
+    page_table: Tensor,
+    items: Items,
+    into: Partial,
+    *,
+    number: int = 0,
+    first: int = 0,
+    programs: int | None = None,
+) -> None:
+    """Fill ``into`` with the results of slab ``number`` of ``items``.
+
+    Args:
+        q: [R, HQ, HD], scaled; rows may have gaps between them.
+        key, value: [cells, HKV, HD] in one of ``DTYPES``.
+        rows: as the items were made of; contiguous.
+        page_table: [S+1, P] int64 page ids.
+        items: chunks of ``lanes_of`` positions.
+        into: its rows are those of the slab, its chunks as many as ``items`` has.
+        first: positions before it are seen by none but their own rows; what lies in their cells has to be finite.
+        programs: how many share the work; as many as the GPU holds unless told.
+
+    Raises ``ValueError`` for tensors the kernel cannot take.
+    """
+    check_tensor("key", key, 3, *DTYPES, like=page_table)
+    check_tensor("value", value, 3, key.dtype, like=page_table)
+    R, HQ, HD = q.shape
+    HKV = key.shape[1]
+    if key.shape != value.shape or key.shape[2] != HD or HQ % HKV or rows.position.shape[0] != R:
+        raise ValueError(
+            f"q {list(q.shape)}, key {list(key.shape)} and value {list(value.shape)} do not fit each other "
+            f"and {rows.position.shape[0]} rows"
+        )
+    if q.stride(2) != 1 or q.stride(1) != HD or q.device != key.device:
+        raise ValueError(f"heads of q must lie one behind the other on {key.device}, not {q.stride()} on {q.device}")
+    block = block_of(HD)
+    _chunks[(programs or _programs(q.device),)](
+        q, key, value, items.table[:, number], items.total[number:], items.row, rows.position, rows.depth, rows.slot,
+        rows.path, page_table, into.highest, into.weight, into.total,
+        number * items.slab, q.stride(0), items.table.stride(0), R, items.chunks, rows.path.shape[1],
+        page_table.shape[1], first, HKV=HKV, G=HQ // HKV, HD=HD, BLOCK_D=block, LANES=lanes_of(key.dtype, HD),
+        PAGE_SIZE=PAGE, TILE=TILE, num_warps=_warps(block), num_stages=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def _warps(block: int) -> int:
+    """With 4, a program with heads of 128 spills."""
+    return 8 if block > 64 else 4
+
+
+@cache
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return OCCUPANCY
+    return OCCUPANCY * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def chunk_attention_twin(
+    q: Tensor, key: Tensor, value: Tensor, rows: Rows, page_table: Tensor, chunks: int, first: int = 0
+) -> Partial:
+    """``chunk_attention_kernel`` for all rows in plain torch: fixed shapes, any device.
+
+    Chunks that a row does not have are -inf, 0 and 0.
+    """
+    R, HQ, HD = q.shape
+    lanes = lanes_of(key.dtype, HD)
+    cells, visible = lane_cells(rows, page_table, chunks * lanes)
+    at = torch.arange(chunks * lanes, device=q.device)
+    visible = visible & (at >= rows.position.clamp_max(first).unsqueeze(1))
+    grouped = q.to(key.dtype).float().reshape(R, key.shape[1], -1, HD)
+    found = []
+    for start in range(0, chunks * lanes, lanes):
+        part = slice(start, start + lanes)
+        seen = visible[:, None, None, part]
+        score = torch.einsum("rkgd,rlkd->rkgl", grouped, key[cells[:, part]].float()) * LOG2E
+        score = torch.where(seen, score, -torch.inf)
+        highest = score.amax(-1, keepdim=True)
+        p = torch.exp2(score - torch.where(highest == -torch.inf, 0.0, highest))
+        v = torch.where(visible[:, part, None, None], value[cells[:, part]].float(), 0.0)
+        total = torch.einsum("rkgl,rlkd->rkgd", p.to(key.dtype).float(), v)
+        found.append((highest.reshape(R, HQ), p.sum(-1).reshape(R, HQ), total.reshape(R, HQ, HD)))
+    return Partial(*(torch.stack(parts, 2) for parts in zip(*found, strict=True)))
+
+
+@jit(
+    do_not_specialize=["first_row", "item_stride", "R", "C", "W", "P", "FIRST"],
+    do_not_specialize_on_alignment=["p_item", "p_total", "p_highest", "p_weight"],
+)  # type: ignore[untyped-decorator]
+def _chunks(  # type: ignore[no-untyped-def]
+    p_q, p_key, p_value, p_item, p_total, p_row, p_position, p_depth, p_slot, p_path, p_page_table,
+    p_highest, p_weight, p_sum, first_row, q_stride, item_stride, R, C, W, P, FIRST,
+    HKV: tl.constexpr, G: tl.constexpr, HD: tl.constexpr, BLOCK_D: tl.constexpr,
+    LANES: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Every program takes every so manieth pair of item and KV head."""
+    PRECISION: tl.constexpr = "tf32x3" if p_key.dtype.element_ty == tl.float32 else "tf32"
+    o_lane = tl.arange(0, LANES)
+    o_d = tl.arange(0, BLOCK_D)
+    o_tile = tl.arange(0, TILE)
+    m_d = (o_d < HD)[None, :]
+    work_end = tl.load(p_total) * HKV
+    for work in range(tl.program_id(0), work_end, tl.num_programs(0)):
+        p_entry = p_item + work // HKV
+        kv_head = work % HKV
+        row = tl.load(p_entry)
+        end = tl.load(p_entry + item_stride)
+        chunk = tl.load(p_entry + 2 * item_stride)
+        page = tl.load(p_entry + 3 * item_stride)
+        seen = tl.load(p_entry + 4 * item_stride)
+        b_at = (chunk * LANES + o_lane).to(tl.int64)
+        m_seen = b_at < seen
+        if page >= 0:
+            b_cell = page.to(tl.int64) * PAGE_SIZE + b_at % PAGE_SIZE
+        else:
+            base = tl.load(p_position + row) - tl.load(p_depth + row)
+            b_depth = b_at - base
+            m_path = m_seen & (b_depth >= 0)
+            b_index = tl.load(p_path + row.to(tl.int64) * W + b_depth, mask=m_path, other=0)
+            b_logical = tl.where(m_path, base + b_index, b_at)
+            p_page = p_page_table + tl.load(p_slot + row) * P + b_logical // PAGE_SIZE
+            b_cell = tl.load(p_page, mask=m_seen, other=0) * PAGE_SIZE + b_logical % PAGE_SIZE
+        b_offset = (b_cell * (HKV * HD) + kv_head * HD)[:, None] + o_d[None, :]
+        m_load = m_seen[:, None] & m_d
+        b_key = tl.trans(tl.load(p_key + b_offset, mask=m_load, other=0.0))
+        b_value = tl.load(p_value + b_offset, mask=m_load, other=0.0)
+        width = (end - row) * G
+        for start in range(0, width, TILE):
+            o_flat = start + o_tile
+            b_row = row + o_flat // G
+            b_head = kv_head * G + o_flat % G
+            m_row = o_flat < width
+            b_upto = tl.load(p_row + R + b_row, mask=m_row, other=0)
+            m_row = m_row & ((b_upto > chunk) | (page < 0))
+            b_position = tl.load(p_position + b_row, mask=m_row, other=-1)
+            p_from = p_q + b_row.to(tl.int64)[:, None] * q_stride + b_head[:, None] * HD + o_d[None, :]
+            b_q = tl.load(p_from, mask=m_row[:, None] & m_d, other=0.0).to(b_key.dtype)
+            b_score = tl.dot(b_q, b_key, input_precision=PRECISION) * 1.4426950408889634
+            b_least = tl.minimum(b_position, FIRST)
+            m_visible = (b_at[None, :] <= b_position[:, None]) & (b_at[None, :] >= b_least[:, None])
+            b_score = tl.where(m_visible, b_score, float("-inf"))
+            b_highest = tl.max(b_score, 1)
+            # where nothing is visible: -inf - -inf would be NaN
+            b_reference = tl.where(b_highest == float("-inf"), 0.0, b_highest)
+            b_p = tl.exp2(b_score - b_reference[:, None])
+            b_sum = tl.dot(b_p.to(b_value.dtype), b_value, input_precision=PRECISION)
+            b_to = ((b_row - first_row).to(tl.int64) * (HKV * G) + b_head) * C + chunk
+            tl.store(p_highest + b_to, b_highest, mask=m_row)
+            tl.store(p_weight + b_to, tl.sum(b_p, 1), mask=m_row)
+            tl.store(p_sum + b_to[:, None] * HD + o_d[None, :], b_sum, mask=m_row[:, None] & m_d)
+
+
+def _case(dtype: torch.dtype, G: int, HD: int, HKV: int = 8) -> CompileCase:
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    tables = ("position", "depth", "slot", "path", "page_table")
+    types = {
+        **dict.fromkeys(("p_q", "p_highest", "p_weight", "p_sum"), "*fp32"),
+        **dict.fromkeys(("p_key", "p_value"), f"*{name}"),
+        **dict.fromkeys(("p_item", "p_total", "p_row"), "*i32"),
+        **{f"p_{table}": "*i64" for table in tables},
+        **dict.fromkeys(("first_row", "q_stride", "item_stride", "R", "C", "W", "P", "FIRST"), "i32"),
+    }
+    sizes = {"HKV": HKV, "G": G, "HD": HD, "BLOCK_D": block_of(HD), "LANES": lanes_of(dtype, HD)}
+    constants = {**sizes, "PAGE_SIZE": PAGE, "TILE": TILE}
+    return CompileCase(_chunks, types, constants, _warps(block_of(HD)), num_stages=1, enable_fp_fusion=False)
+
+
+COMPILE_CASES = [
+    _case(torch.bfloat16, G=3, HD=64, HKV=3),
+    _case(torch.bfloat16, G=4, HD=128),
+    _case(torch.float32, G=4, HD=128),
+]
