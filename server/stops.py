@@ -2,7 +2,7 @@
 
 The text ends before the stop string that is completed first (of several completed by the same character, the one that
 begins first), exactly as if the whole text had been searched at once, whatever the pieces.  For that, text is kept back
-while it may be the beginning of a stop string.
+while it may be the beginning of a stop string.  With ``include`` the stop string itself belongs to the text, too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 class StopStrings:
     """Watches the text of one choice."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops = stops
+        self._include = include
         self._held = ""
         self.matched = False
         """Set once a stop string was found; nothing is emitted after that."""
@@ -28,8 +29,9 @@ class StopStrings:
         if ends:
             self.matched = True
             self._held = ""
-            return text[: min(ends)[1]]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+            end, start = min(ends)
+            return text[: end if self._include else start]
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]
         return text[:cut]
@@ -40,7 +42,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning, and not all, of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
