@@ -14,8 +14,10 @@ from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
 from redraft.server.metrics import Metrics
+from redraft.server.output.formats import OutputFormats
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
+from redraft.server.template_process import TemplateProcess
 from redraft.server.text import TextTokenizer
 
 
@@ -37,8 +39,13 @@ def create_app(
         try:
             yield
         finally:
+            if service.templates is not None:
+                await service.templates.close()
             await engine.close()
 
+    template = tokenizer.chat_template
+    formats = OutputFormats.of(template.source if template else "", settings.reasoning_parser, settings.tool_parser)
+    service = Service(engine, tokenizer, settings, metrics, formats, TemplateProcess(template) if template else None)
     app = FastAPI(
         title="Redraft",
         description="OpenAI-compatible inference with speculative decoding. Parameters that are not honoured are "
@@ -46,7 +53,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.service = Service(engine, tokenizer, settings, metrics)
+    app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys)

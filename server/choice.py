@@ -13,6 +13,8 @@ from redraft.server.detokenize import Detokenizer
 from redraft.server.engine.client import EngineClient
 from redraft.server.engine.types import FinishReason, RedraftError, Request, RoundOutput
 from redraft.server.errors import ApiError, unavailable
+from redraft.server.output.piece import CallDelta
+from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
 from redraft.server.replies import Finish
 from redraft.server.stops import StopStrings
@@ -28,6 +30,12 @@ class Delta:
     text: str
     finish_reason: Finish | None = None
     """Set with the choice's last delta."""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+    tokens: int = 0
+    """Of the choice up to this delta."""
+    reasoning_tokens: int | None = None
+    """Of ``tokens``, those of the reasoning; None where that is not told apart."""
 
 
 class Choice:
@@ -41,13 +49,18 @@ class Choice:
         stops: StopStrings,
         end_tokens: frozenset[int],
         record: Callable[[], ChoiceRecord],
+        reader: OutputReader | None = None,
     ) -> None:
-        """``record`` starts the choice's clock; ``end_tokens`` end a turn and show no text."""
+        """``record`` starts the choice's clock; ``end_tokens`` end a turn and show no text.
+
+        ``reader`` finds reasoning and tool calls in the text; without one, all of it is text.
+        """
         self.index = index
         self._request = request
         self._detokenizer = detokenizer
         self._stops = stops
         self._end_tokens = end_tokens
+        self._reader = reader
         self.record = record()
 
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
@@ -70,32 +83,60 @@ class Choice:
         async for output in outputs:
             self.record.arrived(output)
             text = self._take(output)
-            if self._stops.matched:
-                emit(Delta(self.index, text, "stop"))
+            if self._complete:
+                emit(self._delta(text, "stop"))
                 return FinishReason.STOP
             if output.finish_reason is None:
-                if text:
-                    emit(Delta(self.index, text))
+                delta = self._delta(text)
+                if delta.text or delta.reasoning or delta.calls:
+                    emit(delta)
                 continue
-            text += self._stops.push(self._detokenizer.finish())
-            text += self._stops.finish()
+            rest = self._stops.push(self._detokenizer.finish()) + self._stops.finish()
+            if self._reader is not None:
+                self._reader.push(rest)
             finish = "stop" if self._stops.matched else _finish(engine, output)
-            emit(Delta(self.index, text, finish))
+            emit(self._delta(text + rest, finish))
             return FinishReason(finish)
         raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
 
     def _take(self, output: RoundOutput) -> str:
-        """Text that ``output`` adds; counts its tokens up to a stop string's last."""
+        """Text that ``output`` adds, shown to the reader; counts its tokens up to the one that completes the reply."""
         text = ""
         taken = 0
         for token in output.tokens:
             taken += 1
-            if token not in self._end_tokens:
-                text += self._stops.push(self._detokenizer.push(token))
-                if self._stops.matched:
-                    break
+            shown = "" if token in self._end_tokens else self._detokenizer.push(token)
+            piece = self._stops.push(shown)
+            text += piece
+            if self._reader is not None:
+                self._reader.push(piece)
+                self._reader.took(len(shown))
+            if self._complete:
+                break
         self.record.took(taken)
         return text
+
+    @property
+    def _complete(self) -> bool:
+        """Whether the reply ends here, whatever the engine goes on with."""
+        return self._stops.matched or (self._reader is not None and self._reader.ended)
+
+    def _delta(self, text: str, finish: Finish | None = None) -> Delta:
+        """What is new of the choice, where ``text`` is new; ``finish`` as far as tool calls do not change it."""
+        if self._reader is None:
+            return Delta(self.index, text, finish, tokens=self.record.tokens)
+        if finish is not None:
+            self._reader.finish()
+        new = self._reader.take()
+        return Delta(
+            self.index,
+            new.text,
+            "tool_calls" if finish == "stop" and self._reader.called else finish,
+            new.reasoning,
+            new.calls,
+            self.record.tokens,
+            self._reader.reasoning_tokens,
+        )
 
 
 def _finish(engine: EngineClient, output: RoundOutput) -> Finish:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from redraft.server.body import StrictRoute
 from redraft.server.choice import Delta
 from redraft.server.engine.types import EngineInfo
-from redraft.server.errors import ErrorReply
+from redraft.server.errors import ErrorReply, invalid
 from redraft.server.intake import check_ids, plan, room, tokenise
 from redraft.server.replies import Completion, CompletionChoice
 from redraft.server.respond import respond
@@ -35,16 +35,28 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     """Continue texts.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
-    prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
+    prompts = [await _prompt(service, info, prompt, body) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
     form = CompletionForm(info, body.model)
     return await respond(request, body, plan(service, info, body, form.id, sized), form, info.max_nodes)
 
 
-async def _prompt(service: Service, info: EngineInfo, prompt: str | list[int]) -> tuple[int, ...]:
-    if isinstance(prompt, str):
-        return await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=True) if prompt else ()
-    return check_ids(prompt, info, "prompt")
+async def _prompt(
+    service: Service, info: EngineInfo, prompt: str | list[int], body: CompletionRequest
+) -> tuple[int, ...]:
+    """Token ids of ``prompt``, with a suffix as the model's infilling wants them."""
+    special = body.add_special_tokens and not body.suffix
+    if isinstance(prompt, list):
+        ids = check_ids(prompt, info, "prompt")
+    else:
+        ids = await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=special) if prompt else ()
+    if not body.suffix:
+        return ids
+    suffix = await tokenise(service.tokenizer, body.suffix, info, "suffix", special_tokens=False)
+    between = service.tokenizer.infill(ids, suffix, special_tokens=body.add_special_tokens)
+    if between is None:
+        raise invalid("suffix", "This model has no tokens for infilling; leave suffix out.", "unsupported_parameter")
+    return between
 
 
 class CompletionForm:

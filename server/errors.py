@@ -132,7 +132,8 @@ def _from_pydantic(detail: dict[str, Any]) -> ApiError:
     """The first of pydantic's complaints as a 400."""
     path: Sequence[str | int] = detail["loc"][1:]
     # what two parameters disagree about has no place of its own in the body
-    param = clip(_dotted(path)) or detail.get("ctx", {}).get("param")
+    within = detail.get("ctx", {}).get("param")
+    param = clip(_dotted([*path, within] if within else path)) or None
     if detail["type"] == "missing":
         where = f"'{param}'" if param else "A JSON body"
         return invalid(param, f"{where} is required.", "missing_required_parameter")

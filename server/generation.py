@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from redraft.server.choice import Choice, Delta
 from redraft.server.engine.client import EngineClient
-from redraft.server.replies import PromptTokensDetails, Usage
+from redraft.server.replies import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
 class Generation:
@@ -26,6 +26,8 @@ class Generation:
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._running = len(choices)
         self._tasks: list[asyncio.Task[None]] = []
+        self._newest: dict[int, Delta] = {}
+        """By choice, what ``next`` returned last."""
 
     def start(self) -> None:
         """Submit every choice."""
@@ -46,12 +48,14 @@ class Generation:
             raise event
         if event.finish_reason is not None:
             self._running -= 1
+        self._newest[event.index] = event
         return event
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far."""
-        made = sum(choice.record.tokens for choice in self.choices)
+        """Tokens of what ``next`` returned so far."""
+        made = sum(delta.tokens for delta in self._newest.values())
+        thought = [delta.reasoning_tokens for delta in self._newest.values() if delta.reasoning_tokens is not None]
         reused = [choice.record.reused for choice in self.choices]
         # a prompt counts once; what one of its choices computed was not there before, so the one that found least tells
         cached = sum(min(reused[first : first + self._n]) for first in range(0, len(reused), self._n))
@@ -60,6 +64,7 @@ class Generation:
             completion_tokens=made,
             total_tokens=self._prompt_tokens + made,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=sum(thought)) if thought else None,
         )
 
     async def _pump(self, choice: Choice) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from redraft.server.choice import Choice
-from redraft.server.detokenize import Detokenizer
+from redraft.server.detokenize import Decoder, Detokenizer
 from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import THREAD_CHARS
+from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
 from redraft.server.schemas import GenerationRequest
 from redraft.server.service import Service
@@ -67,11 +68,25 @@ def plan(
     body: GenerationRequest,
     reply_id: str,
     prompts: Sequence[tuple[tuple[int, ...], int]],
+    reader: Callable[[], OutputReader] | None = None,
 ) -> Generation:
-    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow)."""
+    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow).
+
+    ``reader`` makes what reads a choice's text, where that may be more than text.
+    """
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
-        _choice(service, info, body, reply_id, number * body.n + index, prompt, max_tokens, _seed(seed, index, body.n))
+        _choice(
+            service,
+            info,
+            body,
+            reply_id,
+            number * body.n + index,
+            prompt,
+            max_tokens,
+            _seed(seed, index, body.n),
+            reader and reader(),
+        )
         for number, (prompt, max_tokens) in enumerate(prompts)
         for index in range(body.n)
     ]
@@ -87,6 +102,7 @@ def _choice(
     prompt: tuple[int, ...],
     max_tokens: int,
     seed: int,
+    reader: OutputReader | None,
 ) -> Choice:
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -100,11 +116,20 @@ def _choice(
     return Choice(
         index,
         Request(f"{reply_id}-{index}", prompt, params, max_nodes=body.max_nodes, cache_salt=body.cache_salt or ""),
-        Detokenizer(service.tokenizer),
-        StopStrings(body.stop),
-        frozenset(info.eos_token_ids),
+        Detokenizer(_decoder(service, body, reader)),
+        StopStrings(body.stop, include=body.include_stop_str_in_output),
+        # with both, the end token shows like a stop string of its own
+        frozenset(() if body.include_stop_str_in_output and not body.skip_special_tokens else info.eos_token_ids),
         lambda: ChoiceRecord(recorder, len(prompt)),
+        reader,
     )
+
+
+def _decoder(service: Service, body: GenerationRequest, reader: OutputReader | None) -> Decoder:
+    """Shows the special tokens that the client wants to see, or that ``reader`` must."""
+    if not body.skip_special_tokens:
+        return service.tokenizer.showing(None)
+    return service.tokenizer if reader is None else service.tokenizer.showing(service.formats.marks)
 
 
 def _seed(seed: int, index: int, n: int) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(BaseModel):
@@ -17,13 +17,26 @@ class PromptTokensDetails(BaseModel):
     )
 
 
+class CompletionTokensDetails(BaseModel):
+    """What the generated tokens were for."""
+
+    reasoning_tokens: int = Field(
+        description="Of `completion_tokens`, those up to the end of the reasoning, its tags included."
+    )
+
+
 class Usage(BaseModel):
     """Token counts."""
 
     prompt_tokens: int = Field(description="Of all prompts, each counted once.")
     completion_tokens: int = Field(description="Of all choices, up to each finish, the end-of-turn token included.")
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    total_tokens: int = Field(description="Of both.")
+    prompt_tokens_details: PromptTokensDetails = Field(description="What became of the prompt's tokens.")
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="For models that reason; absent otherwise.",
+    )
 
 
 class SpeculationMetrics(BaseModel):
@@ -76,12 +89,35 @@ class Completion(Envelope):
     choices: list[CompletionChoice]
 
 
+class CalledFunction(BaseModel):
+    """What is to be called."""
+
+    name: str = Field(description="One of the tools' names.")
+    arguments: str = Field(description="As the model wrote them: JSON, which may be cut off or not fit the schema.")
+
+
+class CalledTool(BaseModel):
+    """A tool call."""
+
+    id: str = Field(description="For the `tool_call_id` of the message that brings the result.")
+    type: Literal["function"] = Field(default="function", description="Nothing else is called.")
+    function: CalledFunction = Field(description="What is to be called.")
+
+
 class AssistantMessage(BaseModel):
     """The assistant's turn."""
 
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+    role: Literal["assistant"] = Field(default="assistant", description="Whose turn it is.")
+    content: str | None = Field(description="The text; null where there are tool calls and no text.")
+    refusal: None = Field(default=None, description="Always null; for compatibility.")
+    reasoning_content: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="What the model thought first; absent where it did not.",
+    )
+    tool_calls: list[CalledTool] | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="In order; absent where there are none."
+    )
 
 
 class ChatChoice(BaseModel):
@@ -100,11 +136,41 @@ class ChatCompletion(Envelope):
     choices: list[ChatChoice]
 
 
+class FunctionDelta(BaseModel):
+    """What is new of a call's function."""
+
+    name: str | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="With the call's first delta."
+    )
+    arguments: str = Field(description="More of the arguments.")
+
+
+class ToolDelta(BaseModel):
+    """What is new of a tool call."""
+
+    index: int = Field(description="Number of the call within its reply.")
+    id: str | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="With the call's first delta."
+    )
+    type: Literal["function"] | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="With the call's first delta."
+    )
+    function: FunctionDelta = Field(description="What is new of it.")
+
+
 class ChatDelta(BaseModel):
     """What is new of a turn."""
 
-    role: Literal["assistant"] | None = Field(default=None, exclude_if=lambda value: value is None)
-    content: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    role: Literal["assistant"] | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="With the choice's first chunk."
+    )
+    content: str | None = Field(default=None, exclude_if=lambda value: value is None, description="More of the text.")
+    reasoning_content: str | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="More of what the model thinks first."
+    )
+    tool_calls: list[ToolDelta] | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="More of tool calls."
+    )
 
 
 class ChatChunkChoice(BaseModel):

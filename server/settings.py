@@ -16,5 +16,9 @@ class ServerSettings:
     """0 takes a free port."""
     api_keys: tuple[str, ...] = ()
     """Empty: no key is asked for."""
+    tool_parser: str = "auto"
+    """How the model writes tool calls: ``auto`` by its chat template, ``none``, or a name in output/formats.py."""
+    reasoning_parser: str = "auto"
+    """How it marks its reasoning, likewise."""
     drain_seconds: int = 30
     """How long running requests may go on after SIGTERM."""

@@ -197,8 +197,8 @@ def running(tokenizer: TextTokenizer) -> Start:
     """A context with a server in it; leaving it checks that the server closed its engine."""
 
     @contextmanager
-    def start(engine: FakeEngine, api_keys: tuple[str, ...] = ()) -> Iterator[Running]:
-        app = create_app(engine, tokenizer, ServerSettings("toy", api_keys=api_keys))
+    def start(engine: FakeEngine, text: TextTokenizer = tokenizer, **settings: object) -> Iterator[Running]:
+        app = create_app(engine, text, ServerSettings("toy", **settings))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none", access_log=False))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -221,3 +221,45 @@ def serve(running: Start) -> Iterator[Callable[..., Running]]:
     """Starts servers that last as long as the test."""
     with ExitStack() as stack:
         yield lambda *args, **settings: stack.enter_context(running(*args, **settings))
+
+
+@pytest.fixture(scope="module")
+def lasting(running: Start, canned: Canned) -> Iterator[Running]:
+    """One server for all bad inputs of a file: what one of them breaks, the next test sees."""
+    with running(canned.engine("fine")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(lasting: Running) -> Running:
+    """A server whose engine answers anything that reaches it, and has seen nothing yet."""
+    lasting.service.engine.requests.clear()
+    return lasting
+
+
+@pytest.fixture(scope="session")
+def check() -> Callable[..., dict[str, object]]:
+    """Checks that a reply is an error of OpenAI's form, of bounded size, about one parameter."""
+
+    def checked(reply: httpx2.Response, status: int, param: str | None) -> dict[str, object]:
+        assert reply.status_code == status, reply.text[:300]
+        assert len(reply.content) < 16 * 1024
+        error = reply.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["param"] == param, error
+        assert error["message"].isprintable()
+        return error
+
+    return checked
+
+
+@pytest.fixture(scope="session")
+def goes_on() -> Callable[[Running], None]:
+    """Checks that a good request is still answered, and is the only one that the engine saw."""
+
+    def checked(server: Running) -> None:
+        reply = server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+        assert reply.json()["choices"][0]["text"] == "fine"
+        assert len(server.service.engine.requests) == 1
+
+    return checked
