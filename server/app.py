@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from redraft.server import chat, completions, system
+from redraft.server import chat, completions, system, tokens
 from redraft.server.auth import ApiKeyMiddleware
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
@@ -57,6 +57,6 @@ def create_app(
     install_error_handlers(app)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys)
-    for routes in (completions.router, chat.router, system.router):
+    for routes in (completions.router, chat.router, tokens.router, system.router):
         app.include_router(routes)
     return app

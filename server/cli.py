@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -28,9 +29,11 @@ from redraft.server.options import (
     Offline,
     OwnTokens,
     PrefixCaching,
+    ReasoningParser,
     Revision,
     Speculation,
     Target,
+    ToolParser,
     engine_config,
     finite,
     mendable_errors,
@@ -85,6 +88,8 @@ def serve(
             envvar="REDRAFT_SERVED_MODEL_NAME", help="Name of the model towards clients; by default the target's."
         ),
     ] = None,
+    tool_parser: ToolParser = "auto",
+    reasoning_parser: ReasoningParser = "auto",
 ) -> None:
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():
@@ -93,7 +98,8 @@ def serve(
         launch.check_address(host, port)
         keys = launch.check_keys(api_key or [])
         config = engine_config(context)
-        launch.serve(config, launch.server_settings(served_model_name or config.target_name, host, port, keys))
+        settings = launch.server_settings(served_model_name or config.target_name, host, port, keys)
+        launch.serve(config, replace(settings, tool_parser=tool_parser, reasoning_parser=reasoning_parser))
 
 
 @app.command()

@@ -39,12 +39,18 @@ async def encode(service: Service, info: EngineInfo, body: Conversation, text: s
     return await tokenise(service.tokenizer, text, info, "messages", special_tokens=body.add_special_tokens)
 
 
+def known_tools(service: Service, body: Conversation) -> list[Tool]:
+    """The tools of ``body``; 400 when the model was not taught to read any."""
+    if body.tools and not _renderer(service).template.knows_tools:
+        raise invalid("tools", "This model's chat template knows no tools; leave them out.", "tools_not_supported")
+    return body.tools
+
+
 def callable_tools(service: Service, body: ChatRequest) -> list[Tool]:
     """The tools that the reply may call; 400 when that cannot be as asked for."""
     if not body.tools or body.tool_choice == "none":
         return []
-    if not _renderer(service).template.knows_tools:
-        raise invalid("tools", "This model's chat template knows no tools; leave them out.", "tools_not_supported")
+    tools = known_tools(service, body)
     if service.formats.calls is None:
         raise invalid(
             "tools",
@@ -59,7 +65,7 @@ def callable_tools(service: Service, body: ChatRequest) -> list[Tool]:
             'Only "auto" and "none" are supported: this server cannot force a tool call.',
             "unsupported_parameter",
         )
-    return body.tools
+    return tools
 
 
 def reader_of(service: Service, body: ChatRequest, tools: list[Tool], prompt: str) -> Callable[[], OutputReader] | None:

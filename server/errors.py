@@ -19,6 +19,9 @@ from starlette.responses import JSONResponse, Response
 from redraft.server.limits import MAX_MESSAGE_CHARS, MAX_QUOTE_CHARS, RETRY_AFTER_SECONDS
 from redraft.server.refuse import refusal
 
+TEXT, CONVERSATION = "(text)", "(conversation)"
+"""Kinds of one body; pydantic's paths name them, and clients know nothing of them."""
+
 
 class ErrorDetail(BaseModel):
     """What went wrong."""
@@ -130,7 +133,7 @@ def _reply(status: int, message: str, param: str | None, code: str | None) -> Er
 
 def _from_pydantic(detail: dict[str, Any]) -> ApiError:
     """The first of pydantic's complaints as a 400."""
-    path: Sequence[str | int] = detail["loc"][1:]
+    path: Sequence[str | int] = [part for part in detail["loc"][1:] if part not in (TEXT, CONVERSATION)]
     # what two parameters disagree about has no place of its own in the body
     within = detail.get("ctx", {}).get("param")
     param = clip(_dotted([*path, within] if within else path)) or None
