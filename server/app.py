@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from redraft.server import chat, completions, system, tokens
 from redraft.server.auth import ApiKeyMiddleware
+from redraft.server.documentation import documented_app
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
@@ -46,13 +47,7 @@ def create_app(
     template = tokenizer.chat_template
     formats = OutputFormats.of(template.source if template else "", settings.reasoning_parser, settings.tool_parser)
     service = Service(engine, tokenizer, settings, metrics, formats, TemplateProcess(template) if template else None)
-    app = FastAPI(
-        title="Redraft",
-        description="OpenAI-compatible inference with speculative decoding. Parameters that are not honoured are "
-        "refused with 400, unless their value asks for nothing.",
-        lifespan=lifespan,
-        redirect_slashes=False,
-    )
+    app = documented_app(lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:

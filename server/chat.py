@@ -16,7 +16,8 @@ from redraft.server.engine.types import EngineInfo
 from redraft.server.errors import ErrorReply
 from redraft.server.intake import plan, room
 from redraft.server.output.piece import CallDelta
-from redraft.server.replies import (
+from redraft.server.replies import Finish
+from redraft.server.replies_chat import (
     AssistantMessage,
     CalledFunction,
     CalledTool,
@@ -25,7 +26,6 @@ from redraft.server.replies import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
-    Finish,
     FunctionDelta,
     ToolDelta,
 )

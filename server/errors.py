@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -35,7 +35,20 @@ class ErrorDetail(BaseModel):
 class ErrorReply(BaseModel):
     """Body of every reply that is not a success."""
 
-    error: ErrorDetail
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "message": "'max_tokens': Input should be greater than or equal to 1",
+                    "type": "invalid_request_error",
+                    "param": "max_tokens",
+                    "code": "invalid_value",
+                }
+            }
+        }
+    )
+
+    error: ErrorDetail = Field(description="Everything about the error.")
 
 
 class ApiError(HTTPException):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -31,12 +31,20 @@ class Usage(BaseModel):
     prompt_tokens: int = Field(description="Of all prompts, each counted once.")
     completion_tokens: int = Field(description="Of all choices, up to each finish, the end-of-turn token included.")
     total_tokens: int = Field(description="Of both.")
-    prompt_tokens_details: PromptTokensDetails = Field(description="What became of the prompt's tokens.")
+    prompt_tokens_details: PromptTokensDetails = Field(description="More of `prompt_tokens`.")
     completion_tokens_details: CompletionTokensDetails | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
         description="For models that reason; absent otherwise.",
     )
+
+
+EXAMPLE_USAGE: dict[str, JsonValue] = {
+    "prompt_tokens": 8,
+    "completion_tokens": 8,
+    "total_tokens": 16,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
 
 
 class SpeculationMetrics(BaseModel):
@@ -45,16 +53,16 @@ class SpeculationMetrics(BaseModel):
     mean_acceptance_length: float = Field(description="1 + accepted / steps.")
     draft_acceptance_rate: float = Field(description="accepted / drafted.")
     acceptance_histogram: list[int] = Field(description="Steps that accepted 0, 1, 2 ... drafted tokens.")
-    num_spec_steps: int
-    num_accepted_draft_tokens: int
-    num_draft_tokens: int
+    num_spec_steps: int = Field(description="Rounds.")
+    num_accepted_draft_tokens: int = Field(description="Drafted tokens that became part of the text.")
+    num_draft_tokens: int = Field(description="Drafted tokens that were verified.")
     num_spec_tokens: int = Field(description="Largest number of tokens drafted in a step.")
 
 
 class ReplyMetrics(BaseModel):
     """The reply's own statistics, by the server's clock."""
 
-    speculative_decoding: SpeculationMetrics
+    speculative_decoding: SpeculationMetrics = Field(description="Rounds and drafted tokens.")
     time_to_first_token_ms: float = Field(description="From submission to the first token.")
     generation_time_ms: float = Field(description="From the first token to the last.")
     queue_time_ms: float = Field(description="From submission to the first token, prefill not counted.")
@@ -65,11 +73,13 @@ class ReplyMetrics(BaseModel):
 class Envelope(BaseModel):
     """What every reply and chunk carries."""
 
-    id: str
+    id: str = Field(description="Of this reply; every chunk of a stream has the same.")
     created: int = Field(description="Seconds since 1970.")
-    model: str
+    model: str = Field(description="The model that was asked for.")
     system_fingerprint: str = Field(description="Same fingerprint, request and seed: same tokens, bit for bit.")
-    usage: Usage | None = None
+    usage: Usage | None = Field(
+        default=None, description="Tokens; in streams with `stream_options.include_usage` only, null until it is there."
+    )
     metrics: ReplyMetrics | None = Field(default=None, description="With `include_metrics`, absent otherwise.")
 
 
@@ -77,144 +87,79 @@ class CompletionChoice(BaseModel):
     """One choice, or what is new of it."""
 
     index: int = Field(description="Prompt number times n, plus the choice's number.")
-    text: str
-    logprobs: None = None
-    finish_reason: Finish | None = None
+    text: str = Field(description="The text, or more of it.")
+    logprobs: None = Field(default=None, description="Always null.")
+    finish_reason: Finish | None = Field(default=None, description="Why the choice ended; null as long as it goes on.")
 
 
 class Completion(Envelope):
     """Reply of `/v1/completions`, and each chunk of its stream."""
 
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]
-
-
-class CalledFunction(BaseModel):
-    """What is to be called."""
-
-    name: str = Field(description="One of the tools' names.")
-    arguments: str = Field(description="As the model wrote them: JSON, which may be cut off or not fit the schema.")
-
-
-class CalledTool(BaseModel):
-    """A tool call."""
-
-    id: str = Field(description="For the `tool_call_id` of the message that brings the result.")
-    type: Literal["function"] = Field(default="function", description="Nothing else is called.")
-    function: CalledFunction = Field(description="What is to be called.")
-
-
-class AssistantMessage(BaseModel):
-    """The assistant's turn."""
-
-    role: Literal["assistant"] = Field(default="assistant", description="Whose turn it is.")
-    content: str | None = Field(description="The text; null where there are tool calls and no text.")
-    refusal: None = Field(default=None, description="Always null; for compatibility.")
-    reasoning_content: str | None = Field(
-        default=None,
-        exclude_if=lambda value: value is None,
-        description="What the model thought first; absent where it did not.",
-    )
-    tool_calls: list[CalledTool] | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="In order; absent where there are none."
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "cmpl-1",
+                "created": 1795447371,
+                "model": "smollm2-135m",
+                "system_fingerprint": "fp_1",
+                "usage": EXAMPLE_USAGE,
+                "object": "text_completion",
+                "choices": [{"index": 0, "text": " 4, 5, 6", "logprobs": None, "finish_reason": "length"}],
+            }
+        }
     )
 
-
-class ChatChoice(BaseModel):
-    """One choice."""
-
-    index: int
-    message: AssistantMessage
-    logprobs: None = None
-    finish_reason: Finish
+    object: Literal["text_completion"] = Field(default="text_completion", description="What this is.")
+    choices: list[CompletionChoice] = Field(description="All choices, or what is new of one.")
 
 
-class ChatCompletion(Envelope):
-    """Reply of `/v1/chat/completions`."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class FunctionDelta(BaseModel):
-    """What is new of a call's function."""
-
-    name: str | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="With the call's first delta."
-    )
-    arguments: str = Field(description="More of the arguments.")
-
-
-class ToolDelta(BaseModel):
-    """What is new of a tool call."""
-
-    index: int = Field(description="Number of the call within its reply.")
-    id: str | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="With the call's first delta."
-    )
-    type: Literal["function"] | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="With the call's first delta."
-    )
-    function: FunctionDelta = Field(description="What is new of it.")
-
-
-class ChatDelta(BaseModel):
-    """What is new of a turn."""
-
-    role: Literal["assistant"] | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="With the choice's first chunk."
-    )
-    content: str | None = Field(default=None, exclude_if=lambda value: value is None, description="More of the text.")
-    reasoning_content: str | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="More of what the model thinks first."
-    )
-    tool_calls: list[ToolDelta] | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="More of tool calls."
-    )
-
-
-class ChatChunkChoice(BaseModel):
-    """What is new of one choice."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: None = None
-    finish_reason: Finish | None = None
-
-
-class ChatChunk(Envelope):
-    """Chunk of a stream of `/v1/chat/completions`."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
+EXAMPLE_MODEL: dict[str, JsonValue] = {
+    "id": "smollm2-135m",
+    "object": "model",
+    "created": 1795447371,
+    "owned_by": "redraft",
+    "max_model_len": 8192,
+}
 
 
 class Model(BaseModel):
     """A model that this server serves."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "redraft"
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE_MODEL})
+
+    id: str = Field(description="Its name, as a request's `model` has it.")
+    object: Literal["model"] = Field(default="model", description="What this is.")
+    created: int = Field(description="When this server started, in seconds since 1970.")
+    owned_by: str = Field(default="redraft", description="Who serves it.")
     max_model_len: int = Field(description="Tokens that prompt and reply may have together.")
 
 
 class ModelList(BaseModel):
     """Reply of `/v1/models`."""
 
-    object: Literal["list"] = "list"
-    data: list[Model]
+    model_config = ConfigDict(json_schema_extra={"example": {"object": "list", "data": [EXAMPLE_MODEL]}})
+
+    object: Literal["list"] = Field(default="list", description="What this is.")
+    data: list[Model] = Field(description="The one model that is served.")
 
 
 class Health(BaseModel):
     """Reply of `/health` and `/ready`."""
 
-    status: Literal["ok", "loading", "draining", "dead"]
+    model_config = ConfigDict(json_schema_extra={"example": {"status": "ok"}})
+
+    status: Literal["ok", "loading", "draining", "dead"] = Field(
+        description="`draining`: told to stop, finishes what it has; `dead`: the engine has ended."
+    )
 
 
 class Version(BaseModel):
     """Reply of `/version`."""
 
-    version: str
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"version": "0.1.0", "system_fingerprint": "fp_1", "draft": "dflash-sft"}}
+    )
+
+    version: str = Field(description="Of this server.")
     system_fingerprint: str | None = Field(description="Null while the engine is loading.")
     draft: str | None = Field(description="Name and version of the draft; null while the engine is loading.")
