@@ -10,6 +10,8 @@ GOOD = {"model": "toy", "prompt": "hi"}
 GOOD_CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
 TWO_MAXIMA = {**GOOD_CHAT, "max_tokens": 5, "max_completion_tokens": 6}
 USAGE_NOT_BOOL = {**GOOD, "stream": True, "stream_options": {"include_usage": 1}}
+CONTINUOUS_ALONE = {**GOOD, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+CONTINUOUS_NOT_BOOL = {**GOOD, "stream": True, "stream_options": {"continuous_usage_stats": "yes"}}
 HUGE = 2**63
 
 
@@ -121,6 +123,10 @@ def test_a_text_with_a_token_that_the_target_lacks(serve, canned, check, goes_on
         pytest.param("completions", [GOOD], None, id="list"),
         pytest.param("completions", "text", None, id="text"),
         pytest.param("completions", {}, "model", id="empty"),
+        pytest.param("completions", {"model": "toy"}, "prompt", id="no-prompt"),
+        pytest.param("chat/completions", {"model": "toy"}, "messages", id="no-messages"),
+        pytest.param("completions", CONTINUOUS_ALONE, "stream_options.continuous_usage_stats", id="continuous-alone"),
+        pytest.param("completions", CONTINUOUS_NOT_BOOL, "stream_options.continuous_usage_stats", id="not-bool"),
     ],
 )  # fmt: skip
 def test_combinations_and_shapes(server, check, goes_on, path, body, param):

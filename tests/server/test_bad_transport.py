@@ -111,10 +111,29 @@ def test_unknown_paths_and_methods(server, check, goes_on):
         "/" + "x" * 9000,
     ]:
         assert check(server.http.post(path, json=GOOD), 404, None)["code"] == "not_found"
-    for method, path in [("GET", "/v1/completions"), ("PUT", "/v1/chat/completions"), ("DELETE", "/v1/models"),
-                         ("POST", "/health"), ("OPTIONS", "/v1/completions"), ("PATCH", "/metrics")]:  # fmt: skip
-        reply = server.http.request(method, path)
-        assert check(reply, 405, None)["code"] == "method_not_allowed"
-        assert reply.headers["allow"]
-    assert server.http.head("/v1/completions").status_code == 405
     goes_on(server)
+
+
+POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+GETS = ("/v1/models", "/v1/models/toy", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json")
+
+
+def test_every_method_on_every_path(server, check, goes_on):
+    for path in (*POSTS, *GETS):
+        allowed = {"POST"} if path in POSTS else {"GET", "HEAD"}
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"} - allowed:
+            reply = server.http.request(method, path)
+            if method == "HEAD":
+                assert (reply.status_code, reply.content) == (405, b"")
+            else:
+                assert check(reply, 405, None)["code"] == "method_not_allowed", (method, path)
+            assert reply.headers["allow"]
+    goes_on(server)
+
+
+def test_the_last_of_equal_keys_counts(server):
+    """As everywhere in JSON; both are bounded, and the first is not honoured half."""
+    headers = {"Content-Type": "application/json"}
+    for keys, status in (('"n": 0, "n": 1', 200), ('"n": 1, "n": 0', 400)):
+        content = '{"model": "toy", "prompt": "hi", ' + keys + "}"
+        assert server.http.post("/v1/completions", content=content, headers=headers).status_code == status
