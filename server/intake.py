@@ -129,7 +129,7 @@ def _decoder(service: Service, body: GenerationRequest, reader: OutputReader | N
     """Shows the special tokens that the client wants to see, or that ``reader`` must."""
     if not body.skip_special_tokens:
         return service.tokenizer.showing(None)
-    return service.tokenizer if reader is None else service.tokenizer.showing(service.formats.marks)
+    return service.tokenizer if reader is None else service.tokenizer.showing(reader.marks)
 
 
 def _seed(seed: int, index: int, n: int) -> int:

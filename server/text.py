@@ -101,11 +101,21 @@ def _chat_template(folder: Path) -> ChatTemplate | None:
     source = config.get("chat_template")
     if isinstance(source, list):
         # older checkpoints may name several templates
-        source = {named["name"]: named["template"] for named in source}.get("default")
+        source = _one_of({named["name"]: named["template"] for named in source})
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
         source = own_file.read_text()
     return None if source is None else ChatTemplate(source, _special_tokens(config))
+
+
+def _one_of(named: Mapping[str, str]) -> str | None:
+    """The template for chats; where there is another for tools, as with Hermes 2 Pro, one that is either."""
+    default, tools = named.get("default"), named.get("tool_use")
+    if default is None or tools is None:
+        return default
+    # a template's last line feed is not shown; an empty expression keeps a first one from being taken for a block's end
+    parts = ["{{ '' }}" + source.removesuffix("\n") for source in (tools, default)]
+    return "{% if tools %}" + "{% else %}".join(parts) + "{% endif %}"
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -31,13 +31,6 @@ class OutputFormats:
         tags = tags_of(template) if reasoning == "auto" else TAGS.get(reasoning)
         return cls(tags, _calls_of(template) if tools == "auto" else CALLS.get(tools))
 
-    @property
-    def marks(self) -> frozenset[str]:
-        """Texts that must reach the readers even where the vocabulary has them as special tokens."""
-        tags = (self.tags.open, self.tags.close) if self.tags else ()
-        calls = (self.calls.marker, self.calls.closer) if self.calls else ()
-        return frozenset((*tags, *calls)) - {""}
-
 
 def _calls_of(template: str) -> type[CallParser] | None:
     """The format that a template asks its model to write, or in which it repeats earlier calls."""

@@ -47,6 +47,13 @@ class OutputReader:
         return piece
 
     @property
+    def marks(self) -> frozenset[str]:
+        """Texts that must be seen here even where the vocabulary has them as special tokens."""
+        tags = (self._reasoning.tags.open, self._reasoning.tags.close) if self._reasoning else ()
+        calls = (self._calls.marker, self._calls.closer) if self._calls else ()
+        return frozenset((*tags, *calls)) - {""}
+
+    @property
     def ended(self) -> bool:
         """Whether nothing that may follow belongs to the reply."""
         return self._calls is not None and self._calls.ended

@@ -54,7 +54,7 @@ class ReasoningSplitter:
 
     def __init__(self, tags: Tags, *, opened: bool) -> None:
         """``opened``: the prompt ends inside the block."""
-        self._tags = tags
+        self.tags = tags
         self._held = ""
         self._seen = 0
         self._inside: Literal["before", "within", "behind"] = "within" if opened else "before"
@@ -95,21 +95,21 @@ class ReasoningSplitter:
     def _open(self) -> None:
         """Leave ``before`` once the text cannot be a beginning of the tag any more, or is one."""
         text = self._held.lstrip()
-        if text.startswith(self._tags.open):
+        if text.startswith(self.tags.open):
             self._inside, self._bounded = "within", True
-            self._held = text[len(self._tags.open) :]
-        elif not self._tags.open.startswith(text):
+            self._held = text[len(self.tags.open) :]
+        elif not self.tags.open.startswith(text):
             self._inside, self.end = "behind", 0
 
     def _within(self) -> str:
-        at = self._held.find(self._tags.close)
+        at = self._held.find(self.tags.close)
         if at >= 0:
             text = self._part(self._held[:at].rstrip())
-            self._held = self._held[at + len(self._tags.close) :]
+            self._held = self._held[at + len(self.tags.close) :]
             self._inside, self._bounded, self._begun = "behind", True, False
             self.end = self._seen - len(self._held)
             return text
-        cut = len(self._held) - overlap(self._held, self._tags.close)
+        cut = len(self._held) - overlap(self._held, self.tags.close)
         text = self._held[:cut].rstrip()
         self._held = self._held[len(text) :]
         return self._part(text)

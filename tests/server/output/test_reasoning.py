@@ -135,4 +135,10 @@ def test_formats_by_the_template(template, tags, calls):
 def test_formats_by_the_operator():
     assert OutputFormats.of("</think><tool_call>", "none", "none") == OutputFormats()
     assert OutputFormats.of("", "mistral", "llama3") == OutputFormats(TAGS["mistral"], LlamaCalls)
-    assert OutputFormats(THINK, LlamaCalls).marks == {"<think>", "</think>", "<|python_tag|>"}
+
+
+def test_marks_that_a_reader_must_see():
+    assert OutputReader().marks == frozenset()
+    assert OutputReader(ReasoningSplitter(THINK, opened=True)).marks == {"<think>", "</think>"}
+    assert OutputReader(None, LlamaCalls({})).marks == {"<|python_tag|>"}
+    assert OutputReader(None, XmlCalls({})).marks == {"<tool_call>", "</tool_call>"}
