@@ -36,7 +36,7 @@ class TemplateProcess:
         async with self._turn:
             done = False
             try:
-                # the limit is for the template: starting a process takes what it takes
+                # the limits are the template's: starting a process takes what it takes
                 process = await self._start()
                 async with asyncio.timeout(TEMPLATE_SECONDS):
                     answer = await self._exchange(process, job)
@@ -65,6 +65,8 @@ class TemplateProcess:
             self._process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, limit=LINE_BYTES)
             first = {"source": self.template.source, "special_tokens": self.template.special_tokens}
             await self._send(self._process, json.dumps(first))
+            assert self._process.stdout is not None
+            await self._process.stdout.readline()
         return self._process
 
     async def _exchange(self, process: asyncio.subprocess.Process, job: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The process that renders chat templates for the server: a job a line on stdin, its result a line on stdout.
 
-The first line is the template.  Memory is limited once, processor time before each job, so that the process ends by
-itself however a template runs away and whether or not the server still lives.
+The first line is the template, answered with an empty one.  Memory is limited once, processor time before each job, so
+that the process ends by itself however a template runs away and whether or not the server still lives.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (TEMPLATE_BYTES, resource.RLIM_INFINITY))
     first = json.loads(sys.stdin.readline())
     template = ChatTemplate(first["source"], first["special_tokens"])
+    print(flush=True)  # noqa: T201 (ready: what comes before does not count as the template's time)
     for line in sys.stdin:
         print(json.dumps(_result(template, line)), flush=True)  # noqa: T201 (the result's way out)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from redraft.server.limits import MAX_HELD_CALL
+from redraft.server.limits import MAX_NAME_CHARS
 from redraft.server.output.calls import CallParser, Schemas
 
 FUNCTION = "<function="
@@ -41,7 +41,7 @@ class XmlCalls(CallParser):
             return False if FUNCTION.startswith(rest) else self._refuse()
         name, found, behind = rest[len(FUNCTION) :].partition(">")
         if not found:
-            return False if len(name) <= MAX_HELD_CALL else self._refuse()
+            return False if len(name) <= MAX_NAME_CHARS else self._refuse()
         if name not in self._tools:
             return self._refuse()
         self._begin(name)
