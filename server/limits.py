@@ -41,6 +41,8 @@ TEMPLATE_SECONDS: Final = 10.0
 """How long a chat template may take."""
 TEMPLATE_BYTES: Final = 1024 * 1024 * 1024
 """Address space of the process that renders chat templates."""
+MAX_HELD_SPACES: Final = 1024
+"""Spaces and line breaks kept back while they may stand next to a tag or a tool call; more are text."""
 MAX_TOKENIZED: Final = 1024 * 1024
 """Characters of a text, and token ids of a list, that `/tokenize` and `/detokenize` take."""
 

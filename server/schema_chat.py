@@ -137,7 +137,27 @@ class ChatRequest(Conversation, GenerationRequest):
                 "messages": [{"role": "user", "content": "Why is the sky blue?"}],
                 "max_completion_tokens": 64,
                 "stream": True,
-            }
+            },
+            "examples": [
+                {
+                    "model": "smollm2-135m",
+                    "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
+                    "tools": [
+                        {
+                            "type": "function",
+                            "function": {
+                                "name": "get_weather",
+                                "description": "The weather in a city.",
+                                "parameters": {
+                                    "type": "object",
+                                    "properties": {"city": {"type": "string"}},
+                                    "required": ["city"],
+                                },
+                            },
+                        }
+                    ],
+                }
+            ],
         }
     )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from redraft.server.limits import MAX_HELD_SPACES
+
 
 class StopStrings:
     """Watches the text of one choice."""
@@ -40,6 +42,12 @@ class StopStrings:
         """What was kept back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
+
+
+def settled(text: str, mark: str) -> int:
+    """How much of ``text`` is certain to be text, where ``mark`` or spaces before one may follow."""
+    end = len(text) - overlap(text, mark)
+    return max(len(text[:end].rstrip()), end - MAX_HELD_SPACES)
 
 
 def overlap(text: str, stop: str) -> int:

@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from redraft.server.limits import MAX_HELD_SPACES
 from redraft.server.output.piece import CallDelta
-from redraft.server.stops import overlap
+from redraft.server.stops import settled
 
 Schemas = Mapping[str, Mapping[str, Any]]
 """The tools that may be called, by name: the JSON schema of their arguments."""
@@ -68,8 +69,8 @@ class CallParser:
     def _outside(self) -> bool:
         """Text, until the marker; spaces before a marker are kept back, for they may belong to a call."""
         at = self._held.find(self.marker)
-        cut = at if at >= 0 else len(self._held) - overlap(self._held, self.marker)
-        text = self._held[:cut].rstrip()
+        cut = settled(self._held, self.marker) if at < 0 else settled(self._held[:at], "")
+        text = self._held[:cut]
         self._text.append(text)
         if at < 0:
             self._held = self._held[len(text) :]
@@ -91,7 +92,9 @@ class CallParser:
     def _closing(self) -> bool:
         """Behind a call's arguments."""
         while self._expected:
-            rest = self._held.lstrip()
+            rest = self._rest()
+            if rest is None:
+                break
             if rest.startswith(self._expected[0]):
                 self._held = rest[len(self._expected[0]) :]
             elif any(closer.startswith(rest) and closer != rest for closer in self._expected):
@@ -99,6 +102,11 @@ class CallParser:
             self._expected.pop(0)
         self._state = self._after
         return True
+
+    def _rest(self) -> str | None:
+        """What is held, without spaces before it; None where they are too many to belong to a call."""
+        rest = self._held.lstrip()
+        return rest if len(self._held) - len(rest) <= MAX_HELD_SPACES else None
 
     def _done(self) -> bool:
         self._held = ""

@@ -64,9 +64,9 @@ class JsonCalls(CallParser):
         self._braces, self._scanned = Braces(), 0
 
     def _opening(self) -> bool:
-        text = self._held.lstrip()
+        text = self._rest()
         if not text:
-            return False
+            return text is None and self._refuse()
         end = self._scan(text)
         named, opened = NAME.match(text), ARGUMENTS.match(text)
         if _hopeless(text) or (named and named[1] not in self._tools):
@@ -132,10 +132,10 @@ class LlamaCalls(JsonCalls):
 
     def _object_behind(self, mark: str) -> bool:
         """Look for an object behind ``mark``."""
-        rest = self._held.lstrip()
-        if not rest:
+        rest = self._rest()
+        if rest == "":
             return False
-        if rest[0] == (mark or "{"):
+        if rest is not None and rest[0] == (mark or "{"):
             cut = len(self._held) - len(rest) + len(mark)
             self._raw, self._held = self._held[:cut], self._held[cut:]
             self._state = self._opening

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from redraft.server.stops import overlap
+from redraft.server.limits import MAX_HELD_SPACES
+from redraft.server.stops import settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +96,22 @@ class ReasoningSplitter:
     def _open(self) -> None:
         """Leave ``before`` once the text cannot be a beginning of the tag any more, or is one."""
         text = self._held.lstrip()
-        if text.startswith(self.tags.open):
+        if text.startswith(self.tags.open) and len(self._held) - len(text) <= MAX_HELD_SPACES:
             self._inside, self._bounded = "within", True
             self._held = text[len(self.tags.open) :]
-        elif not self.tags.open.startswith(text):
+        elif not self.tags.open.startswith(text) or len(self._held) - len(text) > MAX_HELD_SPACES:
             self._inside, self.end = "behind", 0
 
     def _within(self) -> str:
         at = self._held.find(self.tags.close)
         if at >= 0:
-            text = self._part(self._held[:at].rstrip())
+            text = self._part(self._held[: settled(self._held[:at], "")])
             self._held = self._held[at + len(self.tags.close) :]
             self._inside, self._bounded, self._begun = "behind", True, False
             self.end = self._seen - len(self._held)
             return text
-        cut = len(self._held) - overlap(self._held, self.tags.close)
-        text = self._held[:cut].rstrip()
-        self._held = self._held[len(text) :]
+        cut = settled(self._held, self.tags.close)
+        text, self._held = self._held[:cut], self._held[cut:]
         return self._part(text)
 
     def _part(self, text: str) -> str:

@@ -36,9 +36,9 @@ class XmlCalls(CallParser):
         self._filled = False
 
     def _opening(self) -> bool:
-        rest = self._held.lstrip()
-        if not rest.startswith(FUNCTION):
-            return False if FUNCTION.startswith(rest) else self._refuse()
+        rest = self._rest()
+        if rest is None or not rest.startswith(FUNCTION):
+            return False if rest is not None and FUNCTION.startswith(rest) else self._refuse()
         name, found, behind = rest[len(FUNCTION) :].partition(">")
         if not found:
             return False if len(name) <= MAX_NAME_CHARS else self._refuse()
@@ -54,7 +54,10 @@ class XmlCalls(CallParser):
 
     def _parameters(self) -> bool:
         """Inside a function's tags."""
-        rest = self._held.lstrip()
+        rest = self._rest()
+        if rest is None:
+            # a call that lacks its end
+            return self._close(self._held)
         if rest.startswith(PARAMETER):
             head, found, behind = rest[len(PARAMETER) :].partition(PARAMETER_END)
             if not found:
@@ -66,7 +69,11 @@ class XmlCalls(CallParser):
         if any(tag.startswith(rest) and tag != rest for tag in (PARAMETER, FUNCTION_END)):
             return False
         # anything else than the end is text behind a call that lacks its end
-        self._held = rest.removeprefix(FUNCTION_END)
+        return self._close(rest.removeprefix(FUNCTION_END))
+
+    def _close(self, behind: str) -> bool:
+        """The call is complete, whatever ``behind`` is."""
+        self._held = behind
         self._more("}" if self._filled else "{}")
         return self._end(self.closer)
 

@@ -122,7 +122,9 @@ def test_examples_are_valid(schema):
         "Version": Version,
     }
     for name, body in bodies.items():
-        TypeAdapter(body).validate_python(schema["components"]["schemas"][name]["example"])
+        described = schema["components"]["schemas"][name]
+        for example in [described["example"], *described.get("examples", [])]:
+            TypeAdapter(body).validate_python(example)
 
 
 class Links(HTMLParser):

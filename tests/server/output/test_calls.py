@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redraft.server.limits import MAX_HELD_CALL
+from redraft.server.limits import MAX_HELD_CALL, MAX_HELD_SPACES
 from redraft.server.output.formats import CALLS
 
 TOOLS = {
@@ -139,6 +139,23 @@ def test_pieces_do_not_matter(kind, parts, cuts, most):
     whole = read(kind, [text], most)
     assert read(kind, cut(text, cuts), most) == whole
     assert read(kind, list(text), most) == whole
+
+
+@pytest.mark.parametrize("most", [MAX_HELD_SPACES - 1, MAX_HELD_SPACES, MAX_HELD_SPACES + 1, 3 * MAX_HELD_SPACES])
+@pytest.mark.parametrize("kind", CALLS)
+def test_many_spaces_are_not_kept_back(kind, most):
+    call = {"hermes": f"<tool_call>~{SMALL[:-1]}~}}~</tool_call>", "llama3": f"{SMALL}~;~{SMALL}~;"}.get(
+        kind, "<tool_call>~<function=f>~<parameter=a>5</parameter>~</function>~</tool_call>"
+    )
+    parser = CALLS[kind](TOOLS)
+    for at in range(1, call.count("~") + 1):
+        head, _, tail = call.replace("~", "", at - 1).partition("~")
+        text = head + " " * most + tail.replace("~", "") + "end"
+        whole = read(kind, [text])
+        for size in (1, 7, 1000):
+            assert read(kind, [text[start : start + size] for start in range(0, len(text), size)]) == whole
+    shown = "".join(parser.push(" ")[0] for _ in range(5000))
+    assert len(shown) >= 5000 - MAX_HELD_SPACES - 1
 
 
 @settings(deadline=None, max_examples=300)

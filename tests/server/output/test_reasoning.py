@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redraft.server.limits import MAX_HELD_SPACES
 from redraft.server.output.formats import OutputFormats
 from redraft.server.output.json_calls import JsonCalls, LlamaCalls
 from redraft.server.output.reader import OutputReader
@@ -68,6 +69,17 @@ def test_pieces_do_not_matter(parts, cuts, opened):
 )
 def test_examples(text, opened, reasoning, answer):
     assert split(list(text), opened)[:2] == split([text], opened)[:2] == (reasoning, answer)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("many", [MAX_HELD_SPACES - 1, MAX_HELD_SPACES, MAX_HELD_SPACES + 1, 3 * MAX_HELD_SPACES])
+def test_many_spaces_are_not_kept_back(many, opened):
+    spaces = "\n" * many
+    for text in (f"{spaces}<think>a</think>b", f"<think>a{spaces}</think>b", f"a{spaces}</thi", f"</think>{spaces}b"):
+        assert split([text], opened) == split(list(text), opened)
+    splitter = ReasoningSplitter(THINK, opened=opened)
+    parts = [splitter.push(char) for char in "a" + spaces]
+    assert sum(len(part[0] + part[1]) for part in parts) >= many - MAX_HELD_SPACES
 
 
 def test_reasoning_is_shown_as_it_comes():
