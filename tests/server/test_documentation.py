@@ -47,10 +47,11 @@ def model(schema, reference):
 
 
 def nodes(value):
-    """Every object inside of ``value``."""
+    """Every object inside of ``value``, examples left out."""
     if isinstance(value, dict):
         yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        value = [inner for name, inner in value.items() if name not in ("example", "examples")]
+    for inner in value if isinstance(value, list) else ():
         yield from nodes(inner)
 
 
