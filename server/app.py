@@ -9,17 +9,19 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from redraft.server import chat, completions, system
+from redraft.server import chat, completions, system, tokens
 from redraft.server.admission import Admission
 from redraft.server.auth import ApiKeyMiddleware
-from redraft.server.describe import DescribedApp
+from redraft.server.documentation import documented_app
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
 from redraft.server.head import HeaderLimits
 from redraft.server.metrics import Metrics
+from redraft.server.output.formats import OutputFormats
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
+from redraft.server.template_process import TemplateProcess
 from redraft.server.text import TextTokenizer
 
 
@@ -41,17 +43,16 @@ def create_app(
         try:
             yield
         finally:
+            if service.templates is not None:
+                await service.templates.close()
             await engine.close()
 
-    app = DescribedApp(
-        settings,
-        title="Redraft",
-        description="OpenAI-compatible inference with speculative decoding. Parameters that are not honoured are "
-        "refused with 400, unless their value asks for nothing.",
-        lifespan=lifespan,
-        redirect_slashes=False,
-    )
-    app.state.service = Service(engine, tokenizer, settings, metrics, Admission(metrics, settings))
+    template = tokenizer.chat_template
+    formats = OutputFormats.of(template.source if template else "", settings.reasoning_parser, settings.tool_parser)
+    templates = TemplateProcess(template) if template else None
+    service = Service(engine, tokenizer, settings, metrics, Admission(metrics, settings), formats, templates)
+    app = documented_app(settings, lifespan=lifespan, redirect_slashes=False)
+    app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, guard=settings.guard)
@@ -65,6 +66,6 @@ def create_app(
             expose_headers=("Retry-After",),
         )
     app.add_middleware(HeaderLimits)
-    for routes in (completions.router, chat.router, system.router):
+    for routes in (completions.router, chat.router, tokens.router, system.router):
         app.include_router(routes)
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,27 +10,30 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 
 from redraft.server.body import StrictRoute
-from redraft.server.chat_template import ChatTemplateError
 from redraft.server.choice import Delta
+from redraft.server.conversation import callable_tools, encode, reader_of, render
 from redraft.server.describe import GENERATION
 from redraft.server.engine.types import EngineInfo
-from redraft.server.errors import invalid
-from redraft.server.intake import plan, room, tokenise
-from redraft.server.replies import (
+from redraft.server.intake import plan, room
+from redraft.server.output.piece import CallDelta
+from redraft.server.replies import Finish
+from redraft.server.replies_chat import (
     AssistantMessage,
+    CalledFunction,
+    CalledTool,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
-    Finish,
+    FunctionDelta,
+    ToolDelta,
 )
 from redraft.server.reply_logprobs import ChatLogprobs, TokenBytes, chat_logprobs, prompt_logprobs
 from redraft.server.respond import respond
-from redraft.server.schemas import ChatRequest, Message
+from redraft.server.schema_chat import ChatRequest
 from redraft.server.service import ServiceDep
 from redraft.server.structured import enforced
-from redraft.server.text import TextTokenizer
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])
 
@@ -46,28 +48,16 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     info = service.ready()
     service.check_model(body.model)
     service.check_room(info)
-    text = await _render(service.tokenizer, body.messages)
-    prompt = await tokenise(service.tokenizer, text, info, "messages", special_tokens=False)
+    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    tools = callable_tools(service, body)
+    text = await render(service, body, tools, body.chat_template_kwargs | effort)
+    prompt = await encode(service, info, body, text)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
     grammar = await enforced(body)
     form = ChatForm(info, body, prompt, service.tokenizer.token_bytes)
-    return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
-
-
-async def _render(tokenizer: TextTokenizer, messages: Sequence[Message]) -> str:
-    """The conversation as the target was taught to read it; in a thread, for a template is a program."""
-    template = tokenizer.chat_template
-    if template is None:
-        raise invalid(None, "This model has no chat template; use /v1/completions.", "no_chat_template")
-    turns = [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.content}
-        for message in messages
-    ]
-    try:
-        return await asyncio.to_thread(template.render, turns)
-    except ChatTemplateError as error:
-        raise invalid("messages", str(error), "invalid_messages") from error
+    generation = plan(service, info, body, form.id, sized, grammar, reader_of(service, body, tools, text))
+    return await respond(request, body, generation, form, info.max_nodes)
 
 
 class ChatForm:
@@ -85,14 +75,15 @@ class ChatForm:
         """Choices whose first chunk, with the role, was made."""
 
     def chunks(self, delta: Delta) -> Sequence[ChatChunk]:
-        """The role first, then text, then an empty delta with the finish."""
+        """The role first, then reasoning, text and tool calls, then an empty delta with the finish."""
         choices: list[ChatChunkChoice] = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(role="assistant", content="")))
-        if delta.text or delta.scored:
-            new = ChatDelta(content=delta.text)
-            choices.append(ChatChunkChoice(index=delta.index, delta=new, logprobs=self._logprobs(delta)))
+        for number, new in enumerate(_deltas(delta)):
+            # log-probabilities are of the text as it was made, whatever it became
+            told = None if number else self._logprobs(delta)
+            choices.append(ChatChunkChoice(index=delta.index, delta=new, logprobs=told))
         if delta.finish_reason is not None:
             choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason))
         return [self._chunk([choice]) for choice in choices]
@@ -114,7 +105,7 @@ class ChatForm:
             choices=[
                 ChatChoice(
                     index=delta.index,
-                    message=AssistantMessage(content=delta.text),
+                    message=_message(delta),
                     logprobs=self._logprobs(delta),
                     # a whole reply is only made of choices that ended
                     finish_reason=cast("Finish", delta.finish_reason),
@@ -135,3 +126,33 @@ class ChatForm:
             system_fingerprint=self._fingerprint,
             choices=choices,
         )
+
+
+def _deltas(delta: Delta) -> list[ChatDelta]:
+    """What is new of a turn, one kind at a time."""
+    new = [ChatDelta(reasoning_content=delta.reasoning)] if delta.reasoning else []
+    if delta.text or (delta.scored and not (delta.reasoning or delta.calls)):
+        new.append(ChatDelta(content=delta.text))
+    return new + [ChatDelta(tool_calls=[_tool_delta(call)]) for call in delta.calls]
+
+
+def _message(delta: Delta) -> AssistantMessage:
+    """A whole turn."""
+    calls = [
+        CalledTool(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in delta.calls
+    ]
+    return AssistantMessage(
+        content=None if calls and not delta.text else delta.text,
+        reasoning_content=delta.reasoning or None,
+        tool_calls=calls or None,
+    )
+
+
+def _tool_delta(call: CallDelta) -> ToolDelta:
+    return ToolDelta(
+        index=call.index,
+        id=call.id or None,
+        type="function" if call.id else None,
+        function=FunctionDelta(name=call.name or None, arguments=call.arguments),
+    )

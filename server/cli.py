@@ -41,9 +41,11 @@ from redraft.server.options import (
     Offline,
     OwnTokens,
     PrefixCaching,
+    ReasoningParser,
     Revision,
     Speculation,
     Target,
+    ToolParser,
     engine_config,
     finite,
     mendable_errors,
@@ -88,6 +90,8 @@ def serve(
     max_queue: MaxQueue = 256,
     request_timeout: RequestTimeout = None,
     drain_seconds: DrainSeconds = 25.0,
+    tool_parser: ToolParser = "auto",
+    reasoning_parser: ReasoningParser = "auto",
 ) -> None:
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():

@@ -14,6 +14,7 @@ from redraft.server.choice import Delta
 from redraft.server.describe import GENERATION
 from redraft.server.echo import Echo
 from redraft.server.engine.types import EngineInfo
+from redraft.server.errors import invalid
 from redraft.server.intake import check_ids, plan, room, tokenise
 from redraft.server.replies import Completion, CompletionChoice
 from redraft.server.reply_logprobs import TokenBytes, completion_logprobs, prompt_logprobs
@@ -38,7 +39,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     info = service.ready()
     service.check_model(body.model)
     service.check_room(info)
-    prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
+    prompts = [await _prompt(service, info, prompt, body) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
     grammar = await enforced(body)
     if body.echo:
@@ -49,10 +50,22 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
 
 
-async def _prompt(service: Service, info: EngineInfo, prompt: str | list[int]) -> tuple[int, ...]:
-    if isinstance(prompt, str):
-        return await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=True) if prompt else ()
-    return check_ids(prompt, info, "prompt")
+async def _prompt(
+    service: Service, info: EngineInfo, prompt: str | list[int], body: CompletionRequest
+) -> tuple[int, ...]:
+    """Token ids of ``prompt``, with a suffix as the model's infilling wants them."""
+    special = body.add_special_tokens and not body.suffix
+    if isinstance(prompt, list):
+        ids = check_ids(prompt, info, "prompt")
+    else:
+        ids = await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=special) if prompt else ()
+    if not body.suffix:
+        return ids
+    suffix = await tokenise(service.tokenizer, body.suffix, info, "suffix", special_tokens=False)
+    between = service.tokenizer.infill(ids, suffix, special_tokens=body.add_special_tokens)
+    if between is None:
+        raise invalid("suffix", "This model has no tokens for infilling; leave suffix out.", "unsupported_parameter")
+    return between
 
 
 def _echoes(sent: Sequence[str | list[int]], prompts: Sequence[tuple[int, ...]], text: TextTokenizer) -> list[Echo]:

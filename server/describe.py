@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
-
 from redraft.server.auth import OPEN_PATHS
 from redraft.server.errors import ErrorReply
-from redraft.server.settings import ServerSettings
+from redraft.server.settings import Guard
 
 Responses = dict[int | str, dict[str, Any]]
 
-EVENT = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {"data": {"type": "string", "description": "A chunk or an error as JSON, or `[DONE]`."}},
-}
-"""Of a stream."""
 REFUSALS: Responses = {
     "4XX": {"model": ErrorReply, "description": "The request is at fault; docs/limits.md lists the statuses."},
     503: {"model": ErrorReply, "description": "Loading, draining, full, or the engine has ended."},
@@ -26,48 +18,36 @@ REFUSALS: Responses = {
 GENERATION: Responses = {
     200: {
         "description": "The reply as one object, or with `stream` as server-sent events that each hold a chunk.",
-        "content": {"text/event-stream": {"schema": EVENT}},
+        "content": {"text/event-stream": {}},
     },
     **REFUSALS,
     500: {"model": ErrorReply, "description": "The engine failed at this request."},
     504: {"model": ErrorReply, "description": "The request took longer than the server allows."},
 }
 """Of the paths that make text."""
-NULLABLE = ("CompletionRequest", "ChatRequest", "Message", "Speculation")
-"""Objects of a request in which null is as good as leaving a field out."""
 
 
-class DescribedApp(FastAPI):
-    """An app whose schema is complete."""
-
-    def __init__(self, settings: ServerSettings, **options: Any) -> None:
-        super().__init__(**options)
-        self._settings = settings
-
-    def openapi(self) -> dict[str, Any]:
-        """The schema, made once."""
-        if self.openapi_schema is None:
-            schema = super().openapi()
-            for name in NULLABLE:
-                _allow_nulls(schema["components"]["schemas"][name])
-            if self._settings.api_keys:
-                self._add_keys(schema)
-        return super().openapi()
-
-    def _add_keys(self, schema: dict[str, Any]) -> None:
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        refusal = {
-            "description": "A key is needed.",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
-        }
-        for path, methods in schema["paths"].items():
-            if path not in OPEN_PATHS[self._settings.guard]:
-                for operation in methods.values():
-                    operation["security"] = [{"key": []}]
-                    operation["responses"].setdefault("401", refusal)
+def add_keys(schema: dict[str, Any], guard: Guard) -> None:
+    """Say in ``schema`` that keys are needed, and where ``guard`` leaves it out."""
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    refusal = {
+        "description": "A key is needed.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
+    }
+    for path, methods in schema["paths"].items():
+        if path not in OPEN_PATHS[guard]:
+            for operation in methods.values():
+                operation["security"] = [{"key": []}]
+                operation["responses"].setdefault("401", refusal)
 
 
-def _allow_nulls(described: dict[str, Any]) -> None:
+def allow_nulls(described: dict[str, Any]) -> None:
+    """Let every field of ``described`` be null that may be left out, if it is an object of a request.
+
+    Those are the ones that take no unknown fields.
+    """
+    if described.get("additionalProperties") is not False:
+        return
     for name, field in described["properties"].items():
         if name in described.get("required", ()):
             continue

@@ -14,7 +14,7 @@ from redraft.server.admission import Admission, Limit
 from redraft.server.choice import Choice, Delta
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import ApiError, unavailable
-from redraft.server.replies import PromptTokensDetails, Usage
+from redraft.server.replies import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
 class Generation:
@@ -41,6 +41,8 @@ class Generation:
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._running = len(choices)
         self._tasks: list[asyncio.Task[None]] = []
+        self._newest: dict[int, Delta] = {}
+        """By choice, what ``next`` returned last."""
 
     def start(self) -> None:
         """Submit every choice; 503 when too many wait already."""
@@ -83,6 +85,7 @@ class Generation:
             raise event
         if event.finish_reason is not None:
             self._running -= 1
+        self._newest[event.index] = event
         return event
 
     def best(self, deltas: Sequence[Delta]) -> list[Delta]:
@@ -98,8 +101,9 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far."""
-        made = sum(choice.record.tokens for choice in self.choices)
+        """Tokens of what ``next`` returned so far."""
+        made = sum(delta.tokens for delta in self._newest.values())
+        thought = [delta.reasoning_tokens for delta in self._newest.values() if delta.reasoning_tokens is not None]
         reused = [choice.record.reused for choice in self.choices]
         # a prompt counts once; what one of its choices computed was not there before, so the one that found least tells
         cached = sum(min(reused[first : first + self._made]) for first in range(0, len(reused), self._made))
@@ -108,6 +112,7 @@ class Generation:
             completion_tokens=made,
             total_tokens=self._prompt_tokens + made,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=sum(thought)) if thought else None,
         )
 
     def _cancel(self) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from redraft.server.choice import Choice
-from redraft.server.detokenize import Detokenizer
+from redraft.server.detokenize import Decoder, Detokenizer
 from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import THREAD_CHARS
+from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
 from redraft.server.schemas import CompletionRequest, GenerationRequest
 from redraft.server.service import Service
@@ -69,10 +70,12 @@ def plan(
     reply_id: str,
     prompts: Sequence[tuple[tuple[int, ...], int]],
     grammar: str | None = None,
+    reader: Callable[[], OutputReader] | None = None,
 ) -> Generation:
     """The choices that ``body`` asks for, ``made`` of each of ``prompts`` (token ids and how many may follow).
 
-    ``grammar``: what all of them follow (structured.py).
+    ``grammar``: what all of them follow (structured.py); ``reader`` makes what reads a choice's text, where that may be
+    more than text.
     """
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
@@ -86,6 +89,7 @@ def plan(
                 body, f"{reply_id}-{number * body.made + i}", prompt, max_tokens, _seed(seed, i, body.made), grammar
             ),
             number * body.made + i,
+            reader and reader(),
         )
         for number, (prompt, max_tokens) in enumerate(prompts)
         for i in range(body.made)
@@ -100,15 +104,17 @@ def _choice(
     body: GenerationRequest,
     request: Request,
     index: int,
+    reader: OutputReader | None,
 ) -> Choice:
     recorder = service.metrics.recorder(info.draft)
     return Choice(
         index,
         request,
-        Detokenizer(service.tokenizer),
+        Detokenizer(_decoder(service, body, reader)),
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
         lambda: ChoiceRecord(recorder, len(request.prompt)),
+        reader,
     )
 
 
@@ -164,9 +170,21 @@ def _prompt_tops(body: GenerationRequest) -> int | None:
 
 
 def _hidden(params: SamplingParams, info: EngineInfo, body: GenerationRequest) -> frozenset[int]:
-    """End tokens that show no text."""
+    """End tokens that show no text.
+
+    With ``include_stop_str_in_output`` those that the client named show, and the model's own where special tokens do.
+    """
     ends = frozenset(params.ends(info.eos_token_ids))
-    return ends - frozenset(body.stop_token_ids) if body.include_stop_str_in_output else ends
+    if not body.include_stop_str_in_output:
+        return ends
+    return ends - frozenset(body.stop_token_ids) if body.skip_special_tokens else frozenset()
+
+
+def _decoder(service: Service, body: GenerationRequest, reader: OutputReader | None) -> Decoder:
+    """Shows the special tokens that the client wants to see, or that ``reader`` must."""
+    if not body.skip_special_tokens:
+        return service.tokenizer.showing(None)
+    return service.tokenizer if reader is None else service.tokenizer.showing(reader.marks)
 
 
 def _seed(seed: int, index: int, n: int) -> int:

@@ -37,12 +37,30 @@ MAX_STOP_CHARS: Final = 256
 MAX_STOP_TOKENS: Final = types.MAX_STOP_TOKENS
 MAX_LOGIT_BIAS: Final = types.MAX_LOGIT_BIAS
 MAX_LOGPROBS: Final = types.MAX_LOGPROBS
+MAX_TOOLS: Final = 128
+"""Tools of a request, and tool calls of one message."""
+MAX_NAME_CHARS: Final = 64
+"""Of a tool's name."""
+MAX_ID_CHARS: Final = 256
+"""Of a tool call's id."""
 MAX_USER_CHARS: Final = 512
+MAX_HELD_CALL: Final = 65_536
+"""Characters kept back while they may be a tool call; more are text."""
 MAX_SALT_CHARS: Final = 256
 MAX_DRAFTED: Final = 63
 """Drafted nodes of a request in a round: what the kernels take, the root not counted."""
 MAX_KEY_BYTES: Final = 4096
 """A longer API key is wrong without being looked at."""
+MAX_RENDERED_CHARS: Final = 2 * MAX_BODY_BYTES
+"""What a chat template may make of a conversation."""
+TEMPLATE_SECONDS: Final = 10.0
+"""How long a chat template may take."""
+TEMPLATE_BYTES: Final = 1024 * 1024 * 1024
+"""Address space of the process that renders chat templates."""
+MAX_HELD_SPACES: Final = 1024
+"""Spaces and line breaks kept back while they may stand next to a tag or a tool call; more are text."""
+MAX_TOKENIZED: Final = 1024 * 1024
+"""Characters of a text, and token ids of a list, that `/tokenize` and `/detokenize` take."""
 
 MAX_MESSAGE_CHARS: Final = 1000
 """Of an error's message; the whole error body stays far below 16 KB."""

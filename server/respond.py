@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from redraft.server.choice import Delta
 from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
 from redraft.server.limits import PING_SECONDS
+from redraft.server.output.piece import CallDelta
 from redraft.server.reader import Reader
 from redraft.server.replies import Envelope, ReplyMetrics
 from redraft.server.schemas import GenerationRequest
@@ -105,7 +107,9 @@ async def _events(
             chunks = form.chunks(delta)
             if delta.finish_reason is not None and body.include_metrics and not body.include_usage:
                 chunks[-1].metrics = _metrics(generation, max_nodes)
+            usage = generation.usage if body.continuous_usage else None
             for chunk in chunks:
+                chunk.usage = usage
                 yield _event(chunk, body)
             # neither a full queue nor a socket that takes everything lets go of the loop by itself
             await asyncio.sleep(0)
@@ -139,19 +143,26 @@ def _metrics(generation: Generation, max_nodes: int) -> ReplyMetrics:
 
 async def _collect(generation: Generation) -> list[Delta]:
     """One delta per choice, in order, with all of its text."""
-    found: list[list[Delta]] = [[] for _ in generation.choices]
+    parts: list[list[Delta]] = [[] for _ in generation.choices]
     while (delta := await generation.next()) is not None:
-        found[delta.index].append(delta)
-    return [
-        Delta(
-            index,
-            "".join(delta.text for delta in deltas),
-            deltas[-1].finish_reason,
-            tuple(chain.from_iterable(delta.scored for delta in deltas)),
-            deltas[0].prompt,
-        )
-        for index, deltas in enumerate(found)
-    ]
+        parts[delta.index].append(delta)
+    return [_joined(deltas) for deltas in parts]
+
+
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    """A choice's deltas as one, which has a delta for each of its tool calls."""
+    calls: dict[int, list[CallDelta]] = {}
+    for delta in deltas:
+        for call in delta.calls:
+            calls.setdefault(call.index, []).append(call)
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        scored=tuple(chain.from_iterable(delta.scored for delta in deltas)),
+        prompt=deltas[0].prompt,
+        reasoning="".join(delta.reasoning for delta in deltas),
+        calls=tuple(replace(parts[0], arguments="".join(part.arguments for part in parts)) for parts in calls.values()),
+    )
 
 
 async def _disconnected(request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AllowInfNan, BaseModel, Field, PlainValidator, Strict, model_validator
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, Field, PlainValidator, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from redraft.server.limits import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
@@ -155,7 +155,7 @@ class ChatSampling(SamplingFields):
 class CompletionSampling(SamplingFields):
     """What completions have besides."""
 
-    logprobs: Int | None = Field(
+    logprobs: Annotated[Int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
         default=None,
         ge=0,
         le=MAX_LOGPROBS,

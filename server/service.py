@@ -12,7 +12,9 @@ from redraft.server.engine.client import EngineClient
 from redraft.server.engine.types import EngineInfo
 from redraft.server.errors import ApiError, clip, quote, unavailable
 from redraft.server.metrics import Metrics
+from redraft.server.output.formats import OutputFormats
 from redraft.server.settings import ServerSettings
+from redraft.server.template_process import TemplateProcess
 from redraft.server.text import TextTokenizer
 
 
@@ -25,6 +27,9 @@ class Service:
     settings: ServerSettings
     metrics: Metrics
     admission: Admission
+    formats: OutputFormats
+    templates: TemplateProcess | None
+    """None when the model has no chat template."""
     draining: bool = False
     """Set once the server was told to stop: it finishes what it has and takes nothing new."""
 

@@ -29,3 +29,7 @@ class ServerSettings:
     """Seconds that a request may take, waiting included; None sets no end."""
     drain_seconds: float = 25.0
     """How long running requests may go on after SIGTERM."""
+    tool_parser: str = "auto"
+    """How the model writes tool calls: ``auto`` by its chat template, ``none``, or a name in output/formats.py."""
+    reasoning_parser: str = "auto"
+    """How it marks its reasoning, likewise."""

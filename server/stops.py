@@ -2,12 +2,14 @@
 
 The text ends before the stop string that is completed first (of several completed by the same character, the one that
 begins first), exactly as if the whole text had been searched at once, whatever the pieces.  For that, text is kept back
-while it may be the beginning of a stop string.
+while it may be the beginning of a stop string.  With ``include`` the stop string itself belongs to the text, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from redraft.server.limits import MAX_HELD_SPACES
 
 
 class StopStrings:
@@ -32,7 +34,7 @@ class StopStrings:
             self._held = ""
             end, start = min(ends)
             return text[: end if self._shown else start]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]
         return text[:cut]
@@ -43,7 +45,13 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def settled(text: str, mark: str) -> int:
+    """How much of ``text`` is certain to be text, where ``mark`` or spaces before one may follow."""
+    end = len(text) - overlap(text, mark)
+    return max(len(text[:end].rstrip()), end - MAX_HELD_SPACES)
+
+
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning, and not all, of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from redraft.server.describe import REFUSALS
@@ -25,7 +25,9 @@ async def list_models(service: ServiceDep) -> ModelList:
 
 
 @router.get("/v1/models/{name:path}", responses=REFUSALS)
-async def get_model(name: str, service: ServiceDep) -> Model:
+async def get_model(
+    name: Annotated[str, Path(description="Name of the model, as `/v1/models` lists it.")], service: ServiceDep
+) -> Model:
     """One model."""
     service.check_model(name)
     return _model(service)
@@ -61,7 +63,12 @@ async def version(service: ServiceDep) -> Version:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
+    responses={
+        200: {
+            "description": "Prometheus' text format.",
+            "content": {"text/plain": {"example": "redraft_requests_running 1.0\n"}},
+        }
+    },
 )
 async def metrics(service: ServiceDep, request: Request) -> Response:
     """For Prometheus, in the format that it asks for."""

@@ -46,6 +46,8 @@ SERVE_OPTIONS = (
     "max-queue",
     "request-timeout",
     "drain-seconds",
+    "tool-parser",
+    "reasoning-parser",
 )
 runner = CliRunner()
 
@@ -104,6 +106,8 @@ def test_what_can_be_mended_is_one_line(arguments: list[str]) -> None:
         ["--max-num-seqs", "0"],
         ["--max-num-batched-tokens", "9"],
         ["--speculation", "on"],
+        ["--tool-parser", "mistral"],
+        ["--reasoning-parser", "harmony"],
         ["--speculation", ""],
         ["--speculation", "64"],
         ["--speculation", "-1"],

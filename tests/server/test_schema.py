@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +15,10 @@ from redraft.server.settings import ServerSettings
 
 
 def described(**options: Any) -> Any:
-    """The schema of an app with these settings; no engine is asked for it."""
-    app = create_app(cast("Any", None), cast("Any", None), ServerSettings("toy", **options))
+    """The schema of an app with these settings; no engine is asked for it, and of the tokenizer only its template."""
+    app = create_app(
+        cast("Any", None), cast("Any", SimpleNamespace(chat_template=None)), ServerSettings("toy", **options)
+    )
     # what parameters say together, and what fits the model, JSON Schema cannot express: 400 is right for some of that
     checks = {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404]}}
     config = schemathesis.Config.from_dict({"seed": 1, "checks": checks})
