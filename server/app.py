@@ -10,15 +10,13 @@ from prometheus_client import CollectorRegistry
 
 from redraft.server import chat, completions, system, tokens
 from redraft.server.auth import ApiKeyMiddleware
-from redraft.server.documentation import documented_app
+from redraft.server.documentation import document
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
 from redraft.server.metrics import Metrics
-from redraft.server.output.formats import OutputFormats
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
-from redraft.server.template_process import TemplateProcess
 from redraft.server.text import TextTokenizer
 
 
@@ -37,6 +35,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.read_template()
         try:
             yield
         finally:
@@ -44,10 +43,9 @@ def create_app(
                 await service.templates.close()
             await engine.close()
 
-    template = tokenizer.chat_template
-    formats = OutputFormats.of(template.source if template else "", settings.reasoning_parser, settings.tool_parser)
-    service = Service(engine, tokenizer, settings, metrics, formats, TemplateProcess(template) if template else None)
-    app = documented_app(lifespan=lifespan, redirect_slashes=False)
+    service = Service(engine, tokenizer, settings, metrics)
+    app = FastAPI(title="Redraft", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
+    document(app)
     app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:

@@ -117,7 +117,7 @@ def _choice(
         index,
         Request(f"{reply_id}-{index}", prompt, params, max_nodes=body.max_nodes, cache_salt=body.cache_salt or ""),
         Detokenizer(_decoder(service, body, reader)),
-        StopStrings(body.stop, include=body.include_stop_str_in_output),
+        StopStrings(body.stop, shown=body.include_stop_str_in_output),
         # with both, the end token shows like a stop string of its own
         frozenset(() if body.include_stop_str_in_output and not body.skip_special_tokens else info.eos_token_ids),
         lambda: ChoiceRecord(recorder, len(prompt)),

@@ -2,7 +2,7 @@
 
 The text ends before the stop string that is completed first (of several completed by the same character, the one that
 begins first), exactly as if the whole text had been searched at once, whatever the pieces.  For that, text is kept back
-while it may be the beginning of a stop string.  With ``include`` the stop string itself belongs to the text, too.
+while it may be the beginning of a stop string.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from redraft.server.limits import MAX_HELD_SPACES
 class StopStrings:
     """Watches the text of one choice."""
 
-    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+    def __init__(self, stops: Sequence[str], *, shown: bool = False) -> None:
+        """``shown``: the text ends behind the stop string instead of before it."""
         self._stops = stops
-        self._include = include
+        self._shown = shown
         self._held = ""
         self.matched = False
         """Set once a stop string was found; nothing is emitted after that."""
@@ -32,7 +33,7 @@ class StopStrings:
             self.matched = True
             self._held = ""
             end, start = min(ends)
-            return text[: end if self._include else start]
+            return text[: end if self._shown else start]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]

@@ -14,7 +14,7 @@ from redraft.server.stops import StopStrings
 
 def stream(pieces, stops, include=False):
     """What is emitted after each piece, then at the end."""
-    watch = StopStrings(stops, include=include)
+    watch = StopStrings(stops, shown=include)
     return [*(watch.push(piece) for piece in pieces), watch.finish()], watch.matched
 
 
