@@ -143,6 +143,15 @@ def test_many_at_once_get_their_own_answers():
     assert asyncio.run(run()) == [f"é\n{number}True" for number in range(20)]
 
 
+def test_a_limit_that_is_there_already_stays(monkeypatch):
+    set_limits = []
+    monkeypatch.setattr(template_worker.resource, "setrlimit", lambda what, value: set_limits.append(value))
+    for hard in (500, template_worker.resource.RLIM_INFINITY):
+        monkeypatch.setattr(template_worker.resource, "getrlimit", lambda what, hard=hard: (1, hard))
+        template_worker._limit(template_worker.resource.RLIMIT_AS, 900)
+    assert set_limits == [(500, 500), (900, template_worker.resource.RLIM_INFINITY)]
+
+
 def test_the_process_limits_itself(monkeypatch):
     set_limits = {}
     monkeypatch.setattr(template_worker.resource, "setrlimit", lambda what, value: set_limits.update({what: value}))
