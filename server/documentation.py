@@ -65,11 +65,14 @@ def _add_streams(schema: dict[str, Any]) -> None:
     schema["components"]["schemas"] = found["$defs"] | schema["components"]["schemas"]
     for path, model in STREAMS.items():
         content = schema["paths"][path]["post"]["responses"]["200"]["content"]
+        held = [{"$ref": REFERENCE.format(model=name)} for name in (model.__name__, "ErrorReply")]
         data = {
             "type": "string",
-            "description": "A chunk as JSON, an error as JSON, or `[DONE]`.",
-            "contentMediaType": "application/json",
-            "contentSchema": {"$ref": REFERENCE.format(model=model.__name__)},
+            "description": "A chunk or an error as JSON, or `[DONE]`.",
+            "anyOf": [
+                {"contentMediaType": "application/json", "contentSchema": {"anyOf": held}},
+                {"const": "[DONE]"},
+            ],
         }
         content["text/event-stream"] = {
             "schema": {"type": "object", "required": ["data"], "properties": {"data": data}, "description": "An event."}

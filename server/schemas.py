@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, PlainValidator, Strict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    Strict,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from redraft.server.limits import (
     MAX_CHOICES,
@@ -60,54 +70,6 @@ def conflict(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{message}", {"message": message, "param": param})
 
 
-class StreamOptions(BaseModel):
-    """Options of a stream."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    include_usage: Bool = Field(default=False, description="Send a last chunk with `usage` and no choices.")
-    continuous_usage_stats: Bool = Field(
-        default=False,
-        description="Let every chunk have the `usage` so far, of all choices; only with `include_usage`.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return drop_neutral(value, {}) if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.continuous_usage_stats and not self.include_usage:
-            raise conflict("continuous_usage_stats", "is only allowed with include_usage: true")
-        return self
-
-
-class Speculation(BaseModel):
-    """How much may be drafted for a request.  It changes the speed, never the text."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    enabled: Bool = Field(default=True, description="Whether anything may be drafted; false decodes plainly.")
-    max_nodes: Int | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_DRAFTED,
-        description="Most drafted tokens verified in a round; 0 decodes plainly. If left out, the engine decides.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return drop_neutral(value, {}) if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if not self.enabled and self.max_nodes:
-            raise ValueError("enabled: false and max_nodes above 0 contradict each other")
-        return self
-
-
 class Body(BaseModel):
     """An endpoint's body: what is neutral is dropped, what is unknown is refused."""
 
@@ -123,6 +85,61 @@ class Body(BaseModel):
                 raise ValueError(f"the object has more than {MAX_FIELDS} fields")
             return drop_neutral(value, cls.neutral)
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler.resolve_ref_schema(reference := handler(schema))
+        for name, field in described["properties"].items():
+            if name not in described.get("required", ()):
+                _allow_null(field)
+        return reference
+
+
+def _allow_null(field: JsonSchemaValue) -> None:
+    """Say in a property's schema that null is as good as leaving it out."""
+    kinds = field.get("anyOf")
+    if kinds is None:
+        # what says the same of any type stays where it is
+        about = {key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field}
+        kinds = [dict(field)]
+        field.clear()
+        field.update(anyOf=kinds, **about)
+    if {"type": "null"} not in kinds:
+        kinds.append({"type": "null"})
+
+
+class StreamOptions(Body):
+    """Options of a stream."""
+
+    include_usage: Bool = Field(default=False, description="Send a last chunk with `usage` and no choices.")
+    continuous_usage_stats: Bool = Field(
+        default=False,
+        description="Let every chunk have the `usage` so far, of all choices; only with `include_usage`.",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise conflict("continuous_usage_stats", "is only allowed with include_usage: true")
+        return self
+
+
+class Speculation(Body):
+    """How much may be drafted for a request.  It changes the speed, never the text."""
+
+    enabled: Bool = Field(default=True, description="Whether anything may be drafted; false decodes plainly.")
+    max_nodes: Int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_DRAFTED,
+        description="Most drafted tokens verified in a round; 0 decodes plainly. If left out, the engine decides.",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if not self.enabled and self.max_nodes:
+            raise ValueError("enabled: false and max_nodes above 0 contradict each other")
+        return self
 
 
 class GenerationRequest(Body):

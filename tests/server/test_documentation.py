@@ -95,6 +95,14 @@ def test_requests_refuse_what_they_do_not_know(schema):
                 assert model(schema, node["$ref"])[1]["additionalProperties"] is False
 
 
+def test_null_is_as_good_as_nothing_wherever_something_may_be_missing(schema):
+    for name in ("CompletionRequest", "ChatRequest", "TokenizeText", "Message", "Tool", "Function", "StreamOptions"):
+        described = schema["components"]["schemas"][name]
+        for field, kinds in described["properties"].items():
+            allowed = {"type": "null"} in kinds.get("anyOf", [])
+            assert allowed == (field not in described.get("required", [])), (name, field)
+
+
 def test_our_own_parameters_and_replies_are_there(schema):
     schemas = schema["components"]["schemas"]
     for name in ("CompletionRequest", "ChatRequest"):
@@ -105,7 +113,8 @@ def test_our_own_parameters_and_replies_are_there(schema):
     for path, name in (("/v1/completions", "Completion"), ("/v1/chat/completions", "ChatChunk")):
         content = schema["paths"][path]["post"]["responses"]["200"]["content"]
         event = content["text/event-stream"]["schema"]["properties"]["data"]
-        assert model(schema, event["contentSchema"]["$ref"])[0] == name
+        chunk, error = event["anyOf"][0]["contentSchema"]["anyOf"]
+        assert [model(schema, part["$ref"])[0] for part in (chunk, error)] == [name, "ErrorReply"]
 
 
 def test_examples_are_valid(schema):
