@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -103,6 +104,19 @@ def test_a_cancelled_rendering_is_not_the_next_ones_answer():
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            return await renderer.render(AGAIN, RenderOptions())
+        finally:
+            await renderer.close()
+
+    assert asyncio.run(run()) == "still there?"
+
+
+def test_a_process_that_was_killed_fails_nobody():
+    async def run():
+        renderer = TemplateProcess(ChatTemplate("{{ messages[0].content }}", {}))
+        try:
+            await renderer.render(TURNS, RenderOptions())
+            os.kill(renderer._process.pid, signal.SIGKILL)
             return await renderer.render(AGAIN, RenderOptions())
         finally:
             await renderer.close()
