@@ -12,16 +12,14 @@ from starlette.middleware.cors import CORSMiddleware
 from redraft.server import chat, completions, system, tokens
 from redraft.server.admission import Admission
 from redraft.server.auth import ApiKeyMiddleware
-from redraft.server.documentation import documented_app
+from redraft.server.documentation import document
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
 from redraft.server.head import HeaderLimits
 from redraft.server.metrics import Metrics
-from redraft.server.output.formats import OutputFormats
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
-from redraft.server.template_process import TemplateProcess
 from redraft.server.text import TextTokenizer
 
 
@@ -40,6 +38,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.read_template()
         try:
             yield
         finally:
@@ -47,11 +46,9 @@ def create_app(
                 await service.templates.close()
             await engine.close()
 
-    template = tokenizer.chat_template
-    formats = OutputFormats.of(template.source if template else "", settings.reasoning_parser, settings.tool_parser)
-    templates = TemplateProcess(template) if template else None
-    service = Service(engine, tokenizer, settings, metrics, Admission(metrics, settings), formats, templates)
-    app = documented_app(settings, lifespan=lifespan, redirect_slashes=False)
+    service = Service(engine, tokenizer, settings, metrics, Admission(metrics, settings))
+    app = FastAPI(title="Redraft", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
+    document(app, settings)
     app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:

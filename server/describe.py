@@ -39,25 +39,3 @@ def add_keys(schema: dict[str, Any], guard: Guard) -> None:
             for operation in methods.values():
                 operation["security"] = [{"key": []}]
                 operation["responses"].setdefault("401", refusal)
-
-
-def allow_nulls(described: dict[str, Any]) -> None:
-    """Let every field of ``described`` be null that may be left out, if it is an object of a request.
-
-    Those are the ones that take no unknown fields.
-    """
-    if described.get("additionalProperties") is not False:
-        return
-    for name, field in described["properties"].items():
-        if name in described.get("required", ()):
-            continue
-        kinds = field.get("anyOf")
-        if kinds is not None:
-            if {"type": "null"} not in kinds:
-                kinds.append({"type": "null"})
-            continue
-        # what says the same of any type stays where it is
-        about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-        kind = dict(field)
-        field.clear()
-        field.update(anyOf=[kind, {"type": "null"}], **about)

@@ -9,15 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
+from starlette.responses import HTMLResponse
 
-from redraft.server.describe import add_keys, allow_nulls
-from redraft.server.errors import ErrorReply
+from redraft.server.describe import add_keys
 from redraft.server.replies import Completion
 from redraft.server.replies_chat import ChatChunk
 from redraft.server.settings import ServerSettings
 
+PAGE = "/docs"
+FILES = "/docs/files"
 REFERENCE = "#/components/schemas/{model}"
 STREAMS = {"/v1/completions": Completion, "/v1/chat/completions": ChatChunk}
 """What the events of each endpoint's stream hold."""
@@ -32,37 +35,50 @@ With `stream` a reply is server-sent events, each a chunk, ended by `data: [DONE
 as an event, too."""
 
 
-def documented_app(settings: ServerSettings, **options: Any) -> FastAPI:
-    """An app with its documentation; ``options`` are FastAPI's."""
-    app = FastAPIOffline(redoc_url=None, static_url="/docs/static", title="Redraft", description=DESCRIPTION, **options)
+def document(app: FastAPI, settings: ServerSettings) -> None:
+    """Give ``app``, which was made without pages, its description, and a page that shows it."""
+    app.description = DESCRIPTION
     plain = app.openapi
 
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = plain()
             _add_streams(schema)
-            for described in schema["components"]["schemas"].values():
-                allow_nulls(described)
             if settings.api_keys:
                 add_keys(schema, settings.guard)
         return plain()
 
     app.openapi = complete  # type: ignore[method-assign]
-    return app
+
+    @app.get(PAGE, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url=f"{FILES}/swagger-ui-bundle.js",
+            swagger_css_url=f"{FILES}/swagger-ui.css",
+            swagger_favicon_url=f"{FILES}/favicon.png",
+        )
+
+    app.mount(FILES, StaticFiles(packages=[("fastapi_offline", "static")]))
 
 
 def _add_streams(schema: dict[str, Any]) -> None:
     """Describe what FastAPI does not see, as it is not the routes' answer to a request without ``stream``."""
-    models = [(model, "serialization") for model in (*STREAMS.values(), ErrorReply)]
+    models = [(model, "serialization") for model in STREAMS.values()]
     _, found = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
     schema["components"]["schemas"] = found["$defs"] | schema["components"]["schemas"]
     for path, model in STREAMS.items():
         content = schema["paths"][path]["post"]["responses"]["200"]["content"]
-        event = {
+        held = [{"$ref": REFERENCE.format(model=name)} for name in (model.__name__, "ErrorReply")]
+        data = {
             "type": "string",
-            "description": "A chunk, or an error, as JSON; at last `[DONE]`.",
-            "contentMediaType": "application/json",
-            "contentSchema": {"$ref": REFERENCE.format(model=model.__name__)},
+            "description": "A chunk or an error as JSON, or `[DONE]`.",
+            "anyOf": [
+                {"contentMediaType": "application/json", "contentSchema": {"anyOf": held}},
+                {"const": "[DONE]"},
+            ],
         }
-        kind = {"type": "object", "required": ["data"], "properties": {"data": event}}
-        content["text/event-stream"] = {"schema": kind}
+        content["text/event-stream"] = {
+            "schema": {"type": "object", "required": ["data"], "properties": {"data": data}, "description": "An event."}
+        }

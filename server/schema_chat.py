@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
 from redraft.server.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_CHAT, NEUTRAL_IN_MESSAGE, Neutral
+from redraft.server.schema_body import Body
 from redraft.server.schema_sampling import Bool, ChatSampling, Int, conflict
 from redraft.server.schema_tools import Id, Name, NamedTool, Tool, ToolCall, ToolChoice
-from redraft.server.schemas import Body, GenerationRequest
+from redraft.server.schemas import GenerationRequest
 
 TEMPLATE_VARIABLES: Mapping[str, tuple[object, ...]] = {
     "enable_thinking": (True, False),

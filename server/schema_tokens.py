@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator
 
 from redraft.server.errors import CONVERSATION, TEXT
 from redraft.server.limits import MAX_TOKENIZED
+from redraft.server.schema_body import Body
 from redraft.server.schema_chat import Conversation
 from redraft.server.schema_sampling import Bool
-from redraft.server.schemas import Body
 
 
 def _ids(value: Any) -> list[int]:

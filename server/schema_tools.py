@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from redraft.server.limits import MAX_ID_CHARS, MAX_NAME_CHARS
 from redraft.server.refuse import NEUTRAL_IN_FUNCTION, Neutral
-from redraft.server.schemas import Body
+from redraft.server.schema_body import Body
 
 Name = Annotated[str, StringConstraints(pattern=rf"^[a-zA-Z0-9_.-]{{1,{MAX_NAME_CHARS}}}$")]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]

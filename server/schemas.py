@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
 from redraft.server.limits import (
     MAX_CHOICES,
     MAX_DRAFTED,
-    MAX_FIELDS,
     MAX_SALT_CHARS,
     MAX_USER_CHARS,
 )
-from redraft.server.refuse import NEUTRAL, NEUTRAL_OUTSIDE_CHAT, Neutral, drop_neutral
+from redraft.server.refuse import NEUTRAL, NEUTRAL_OUTSIDE_CHAT, Neutral
+from redraft.server.schema_body import Body
 from redraft.server.schema_sampling import Bool, CompletionSampling, Int, SamplingFields, conflict, is_ids
 from redraft.server.schema_structured import StructuredFields
 
@@ -35,21 +35,14 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
     raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """Options of a stream."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: Bool = Field(default=False, description="Send a last chunk with `usage` and no choices.")
     continuous_usage_stats: Bool = Field(
         default=False,
         description="Let every chunk have the `usage` so far, of all choices; only with `include_usage`.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return drop_neutral(value, {}) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -58,10 +51,8 @@ class StreamOptions(BaseModel):
         return self
 
 
-class Speculation(BaseModel):
+class Speculation(Body):
     """How much may be drafted for a request.  It changes the speed, never the text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     enabled: Bool = Field(default=True, description="Whether anything may be drafted; false decodes plainly.")
     max_nodes: Int | None = Field(
@@ -71,33 +62,11 @@ class Speculation(BaseModel):
         description="Most drafted tokens verified in a round; 0 decodes plainly. If left out, the engine decides.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return drop_neutral(value, {}) if isinstance(value, dict) else value
-
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if not self.enabled and self.max_nodes:
             raise ValueError("enabled: false and max_nodes above 0 contradict each other")
         return self
-
-
-class Body(BaseModel):
-    """An endpoint's body: what is neutral is dropped, what is unknown is refused."""
-
-    model_config = ConfigDict(extra="forbid")
-    neutral: ClassVar[Mapping[str, Neutral]] = {}
-    """Parameters of others that ask for nothing with these values."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            if len(value) > MAX_FIELDS:
-                raise ValueError(f"the object has more than {MAX_FIELDS} fields")
-            return drop_neutral(value, cls.neutral)
-        return value
 
 
 class GenerationRequest(Body, SamplingFields, StructuredFields):

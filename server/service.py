@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -27,11 +27,19 @@ class Service:
     settings: ServerSettings
     metrics: Metrics
     admission: Admission
-    formats: OutputFormats
-    templates: TemplateProcess | None
+    formats: OutputFormats = field(default_factory=OutputFormats)
+    """How the model writes what is more than text; set with ``templates`` when the app starts."""
+    templates: TemplateProcess | None = None
     """None when the model has no chat template."""
     draining: bool = False
     """Set once the server was told to stop: it finishes what it has and takes nothing new."""
+
+    def read_template(self) -> None:
+        """Look at the model's chat template."""
+        template = self.tokenizer.chat_template
+        if template is not None:
+            self.formats = OutputFormats.of(template.source, self.settings.reasoning_parser, self.settings.tool_parser)
+            self.templates = TemplateProcess(template)
 
     def ready(self) -> EngineInfo:
         """The engine's description; 503 when it cannot take a request."""

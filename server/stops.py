@@ -2,7 +2,7 @@
 
 The text ends before the stop string that is completed first (of several completed by the same character, the one that
 begins first), exactly as if the whole text had been searched at once, whatever the pieces.  For that, text is kept back
-while it may be the beginning of a stop string.  With ``include`` the stop string itself belongs to the text, too.
+while it may be the beginning of a stop string.
 """
 
 from __future__ import annotations

@@ -34,21 +34,10 @@ class TemplateProcess:
         """As ``ChatTemplate.render``; also a template that takes too long or too much is a ``ChatTemplateError``."""
         job = json.dumps({"messages": list(messages), "options": asdict(options)})
         async with self._turn:
-            done = False
-            try:
-                # the limits are the template's: starting a process takes what it takes
-                process = await self._start()
-                async with asyncio.timeout(TEMPLATE_SECONDS):
-                    answer = await self._exchange(process, job)
-                done = True
-            except TimeoutError:
-                raise ChatTemplateError(f"the chat template took more than {TEMPLATE_SECONDS:g} s") from None
-            except (OSError, ValueError):
-                raise ChatTemplateError("the chat template took more memory or time than it may") from None
-            finally:
-                # cancelled, too: what it still writes would be taken for the next answer
-                if not done:
-                    await self._end()
+            # a process that has ended since the last answer is not this job's fault; a fresh one that ends is
+            answer = await self._try(job) or await self._try(job)
+        if answer is None:
+            raise ChatTemplateError("the chat template took more memory or time than it may")
         if "error" in answer:
             raise ChatTemplateError(answer["error"])
         return str(answer["text"])
@@ -56,6 +45,25 @@ class TemplateProcess:
     async def close(self) -> None:
         """End the process."""
         await self._end()
+
+    async def _try(self, job: str) -> dict[str, Any] | None:
+        """The process's answer; None where it ended without one."""
+        done = False
+        try:
+            # the limits are the template's: starting a process takes what it takes
+            process = await self._start()
+            async with asyncio.timeout(TEMPLATE_SECONDS):
+                answer = await self._exchange(process, job)
+            done = True
+            return answer
+        except TimeoutError:
+            raise ChatTemplateError(f"the chat template took more than {TEMPLATE_SECONDS:g} s") from None
+        except (OSError, ValueError):
+            return None
+        finally:
+            # cancelled, too: what it still writes would be taken for the next answer
+            if not done:
+                await self._end()
 
     async def _start(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:

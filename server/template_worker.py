@@ -20,7 +20,7 @@ def main() -> None:
     """Render until stdin ends."""
     # an interrupt is the server's to handle; it ends this process by closing stdin
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (TEMPLATE_BYTES, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_AS, TEMPLATE_BYTES)
     first = json.loads(sys.stdin.readline())
     template = ChatTemplate(first["source"], first["special_tokens"])
     print(flush=True)  # noqa: T201 (ready: what comes before does not count as the template's time)
@@ -28,10 +28,16 @@ def main() -> None:
         print(json.dumps(_result(template, line)), flush=True)  # noqa: T201 (the result's way out)
 
 
+def _limit(what: int, most: int) -> None:
+    """Allow this process ``most`` of ``what``, or what it was allowed anyway if that is less."""
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 def _result(template: ChatTemplate, line: str) -> dict[str, Any]:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = used.ru_utime + used.ru_stime + TEMPLATE_SECONDS + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_CPU, int(seconds) + 1)
     job = json.loads(line)
     try:
         return {"text": template.render(job["messages"], RenderOptions(**job["options"]))}

@@ -172,12 +172,12 @@ def test_reasoning(ask, answer, body, reasoning, content, tokens):
 
 
 def test_a_long_reasoning(ask):
-    thought = "wäit " * 1300
+    thought = "wäit " * 1400
     choice, usage, _ = ask(f"<think>{thought}</think>{CALL}", {"tools": [TOOL]})
     assert choice["message"]["reasoning_content"] == thought.strip()
     assert choice["finish_reason"] == "tool_calls"
     # "ä" is two bytes
-    assert usage["completion_tokens_details"]["reasoning_tokens"] == 15 + 6 * 1300
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == 15 + 6 * 1400
 
 
 def test_the_operator_may_turn_the_readers_off(ask):

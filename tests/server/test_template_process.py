@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,19 @@ def test_a_cancelled_rendering_is_not_the_next_ones_answer():
     assert asyncio.run(run()) == "still there?"
 
 
+def test_a_process_that_was_killed_fails_nobody():
+    async def run():
+        renderer = TemplateProcess(ChatTemplate("{{ messages[0].content }}", {}))
+        try:
+            await renderer.render(TURNS, RenderOptions())
+            os.kill(renderer._process.pid, signal.SIGKILL)
+            return await renderer.render(AGAIN, RenderOptions())
+        finally:
+            await renderer.close()
+
+    assert asyncio.run(run()) == "still there?"
+
+
 def test_the_process_ends_with_the_server_however_that_ends():
     code = (
         "import asyncio, os, signal\n"
@@ -141,6 +155,15 @@ def test_many_at_once_get_their_own_answers():
             await renderer.close()
 
     assert asyncio.run(run()) == [f"é\n{number}True" for number in range(20)]
+
+
+def test_a_limit_that_is_there_already_stays(monkeypatch):
+    set_limits = []
+    monkeypatch.setattr(template_worker.resource, "setrlimit", lambda what, value: set_limits.append(value))
+    for hard in (500, template_worker.resource.RLIM_INFINITY):
+        monkeypatch.setattr(template_worker.resource, "getrlimit", lambda what, hard=hard: (1, hard))
+        template_worker._limit(template_worker.resource.RLIMIT_AS, 900)
+    assert set_limits == [(500, 500), (900, template_worker.resource.RLIM_INFINITY)]
 
 
 def test_the_process_limits_itself(monkeypatch):
