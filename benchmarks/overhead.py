@@ -79,14 +79,13 @@ def fake_server(load: Load) -> Iterator[tuple[int, int]]:
         make_tiny_target(Path(folder), tokenizer=True)
         command = [sys.executable, "-m", "redraft.benchmarks.overhead_server", str(port), folder]
         environment = os.environ | {PACE: f"{load.rate},{load.width},{load.streams}"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-        try:
-            if process.stdout is None or process.stdout.readline() != b"ready\n":
-                raise RedraftError("the server did not start; its output above says why")
-            yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+            try:
+                if process.stdout is None or process.stdout.readline() != b"ready\n":
+                    raise RedraftError("the server did not start; its output above says why")
+                yield port, process.pid
+            finally:
+                process.terminate()
 
 
 async def stream_all(port: int, load: Load, seed: int) -> int:
