@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -180,3 +181,19 @@ def test_a_slow_reader_that_reads_is_kept(serve, canned, monkeypatch):
             time.sleep(0.005)
     assert got.count(b'"finish_reason":"stop"') == 2
     assert hits(server, "slow_reader") == 0
+
+
+def test_a_whole_reply_that_nobody_reads_is_dropped_by_the_kernel(serve, canned):
+    """The app is done with it at once; it lies in the connection's buffers."""
+    server = serve(canned.engine("x" * 2000, sizes=(1000,)), max_queue=300)
+    server.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)
+    whole = len(post(server, n=64).content)
+    ended = 'redraft_requests_total{draft="canned-1",finish_reason="stop",model_name="toy"} 128.0'
+    with never_reads(server, stream=False, n=64) as connection:
+        soon(lambda: ended in server.http.get("/metrics").text)
+        time.sleep(1.5)
+        got = 0
+        with suppress(ConnectionError):
+            while part := connection.recv(65536):
+                got += len(part)
+        assert got < whole
