@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,21 @@ def test_fewer_at_once_are_tried_before_anybody_fails(engine, alone, monkeypatch
     found = run(engine, requests())
     assert {name: tokens(outputs) for name, outputs in found.items()} == alone
     assert max(most) == SLOTS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_trouble_now_and_then_costs_nobody_anything(engine, alone, monkeypatch, seed):
+    source = random.Random(seed)
+
+    def now_and_then() -> bool:
+        return len(engine.scheduler.running) > 1 and source.random() < 0.1
+
+    for name in ("run_round", "run_prefill"):
+        for after in (False, True):
+            breaking(monkeypatch, engine_module, name, now_and_then, after=after)
+    found = run(engine, requests())
+    assert {name: tokens(outputs) for name, outputs in found.items()} == alone
+    assert engine.scheduler.stats().out_of_memory > 0
 
 
 def test_what_is_wrong_with_one_request_ends_that_one(engine, alone, monkeypatch, capfd):
