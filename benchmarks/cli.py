@@ -13,6 +13,7 @@ import typer
 from redraft.benchmarks.cost_cli import cost
 from redraft.benchmarks.load_cli import load
 from redraft.benchmarks.options import check_options
+from redraft.benchmarks.overhead_cli import overhead
 from redraft.benchmarks.simulate_cli import simulate
 from redraft.benchmarks.soak_cli import soak
 from redraft.benchmarks.stall_cli import stall
@@ -45,6 +46,7 @@ app.command()(simulate)
 app.command()(cost)
 app.command()(stall)
 app.command()(soak)
+app.command()(overhead)
 
 
 @app.command(

@@ -47,6 +47,8 @@ def check_keys(keys: Sequence[str], file: Path | None = None) -> tuple[str, ...]
     if any(not key.strip() for key in keys) or (not keys and "REDRAFT_API_KEY" in os.environ):
         raise RedraftError("an --api-key is empty; give a key, or leave the option and REDRAFT_API_KEY out")
     if file is None:
+        if "REDRAFT_API_KEY_FILE" in os.environ:
+            raise RedraftError("REDRAFT_API_KEY_FILE is empty; name a file with keys, or leave it out")
         return tuple(keys)
     try:
         lines = file.read_text().split()

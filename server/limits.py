@@ -70,7 +70,9 @@ MAX_QUOTE_CHARS: Final = 100
 THREAD_CHARS: Final = 8192
 """Longer texts are tokenised in a thread, so that they do not hold up the streams of others."""
 MAX_PENDING_DELTAS: Final = 4096
-"""Pieces of a stream that may wait for a client that does not read."""
+"""Pieces of a stream that may wait for a client that does not read; with more, it is given less time."""
+FULL_READER_SECONDS: Final = 5.0
+"""That time: far longer than a lost packet holds up a client that reads."""
 SLOW_READER_SECONDS: Final = 30.0
 """A client that has read nothing of its stream for so long is cut off, and its request cancelled."""
 UNACKNOWLEDGED_SECONDS: Final = 60

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from starlette.types import Message, Send
 
-from redraft.server.limits import MAX_PENDING_DELTAS, READER_CHECK_SECONDS, SLOW_READER_SECONDS
+from redraft.server.limits import FULL_READER_SECONDS, MAX_PENDING_DELTAS, READER_CHECK_SECONDS, SLOW_READER_SECONDS
 
 
 class Reader:
@@ -39,9 +39,8 @@ class Reader:
 
     def _check(self) -> None:
         waited = 0.0 if self._since is None else self._loop.time() - self._since
-        # a second is longer than any send takes whose client reads
-        full = waited >= 1.0 and self._pending() > MAX_PENDING_DELTAS
-        if full or waited >= SLOW_READER_SECONDS:
+        full = self._pending() > MAX_PENDING_DELTAS
+        if waited >= (FULL_READER_SECONDS if full else SLOW_READER_SECONDS):
             self._cut()
         else:
             self._timer = self._loop.call_later(READER_CHECK_SECONDS, self._check)

@@ -76,6 +76,7 @@ def uvicorn_config(app: FastAPI) -> uvicorn.Config:
         timeout_graceful_shutdown=FLUSH_SECONDS,
         access_log=False,
         log_config=None,
+        log_level="error",  # a warning for whatever is no HTTP would let anybody fill the log
         lifespan="on",
         ws="none",
         server_header=False,

@@ -151,16 +151,17 @@ class Engine:
     def _relieve(self, error: torch.OutOfMemoryError) -> list[RoundOutput]:
         """After a pass without enough memory: rounds before it count, and everybody else tries again (relief.py)."""
         outputs: list[RoundOutput] = []
+        ran = len(self.scheduler.running)
+        say(f"out of device memory in a pass for {ran} requests: {str(error).partition('.')[0]}")
+        self.scheduler.relief.failed(ran)
+        # some may turn out to have ended before; who is left of several was not alone in the pass
         while self.pending:
             outputs += self._collect(self.pending.popleft())
-        running = list(self.scheduler.running.values())
-        say(f"out of device memory in a pass for {len(running)} requests: {str(error).partition('.')[0]}")
-        self.scheduler.relief.failed(len(running))
-        if len(running) == 1:
-            outputs.append(self._fail(running[0], "the device has not enough memory for this request, even alone"))
-        else:
-            for slot in self.scheduler.vacate_all():
-                self.state.release(slot)
+        if ran == 1:
+            reason = "the device has not enough memory for this request, even alone"
+            outputs += [self._fail(sequence, reason) for sequence in list(self.scheduler.running.values())]
+        for slot in self.scheduler.vacate_all():
+            self.state.release(slot)
         if self.state.device.type == "cuda":
             torch.cuda.empty_cache()
         return outputs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,24 @@ def test_fewer_at_once_are_tried_before_anybody_fails(engine, alone, monkeypatch
     found = run(engine, requests())
     assert {name: tokens(outputs) for name, outputs in found.items()} == alone
     assert max(most) == SLOTS
+
+
+def test_one_pass_that_fails_costs_nobody_anything(engine, alone, monkeypatch):
+    """Whichever it is, also where one of two has ended in a round that was not read yet."""
+    short, long = (
+        replace(r, params=replace(r.params, max_tokens=n)) for r, n in zip(requests(), (6, 30), strict=False)
+    )
+    for failing in range(1, 12):
+        passes = count(1)
+
+        def fails(number: int = failing, passes: Iterator[int] = passes) -> bool:
+            return len(engine.scheduler.running) == 2 and next(passes) == number
+
+        with monkeypatch.context() as patch:
+            breaking(patch, engine_module, "run_round", fails, after=failing % 2 == 0)
+            found = run(engine, [short, long])
+        assert tokens(found["0"]) == alone["0"][:6], failing
+        assert tokens(found["1"]) == alone["1"], failing
 
 
 def test_what_is_wrong_with_one_request_ends_that_one(engine, alone, monkeypatch, capfd):

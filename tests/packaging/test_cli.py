@@ -162,6 +162,12 @@ def test_an_empty_variable_does_not_open_the_server(value: str) -> None:
     assert "there is no folder" in given.stderr
 
 
+def test_an_empty_file_variable_does_not_open_the_server() -> None:
+    arguments = ["serve", "--port", "0", "--target", "/no/such/folder"]
+    result = runner.invoke(app, arguments, env={"REDRAFT_API_KEY_FILE": ""})
+    assert (result.exit_code, "REDRAFT_API_KEY_FILE is empty" in result.stderr) == (2, True)
+
+
 def test_keys_may_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("one\n\ntwo\n")
