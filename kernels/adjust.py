@@ -24,6 +24,9 @@ from redraft.kernels.rows import Rows
 PRODUCED = 2
 """What one produced token adds to ``Penalties.count``; the lowest bit says that the token is in the prompt."""
 
+CHUNK = 64
+"""Rows at a time where whole rows are held beside the logits, which bounds the memory for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
@@ -92,10 +95,10 @@ def adjust_twin(
     minimum: MinTokens | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """``adjust`` in plain torch, of fixed shapes."""
+    """``adjust`` in plain torch, of fixed shapes, some rows at a time."""
     z = logits.to(torch.float32, copy=True)
     if penalties is not None:
-        z = _penalised(z, rows, penalties)
+        _penalise(z, rows, penalties)
     if bias is not None:
         token = bias.token[rows.slot]
         # repeated places write the same value, so their order is nothing
@@ -108,24 +111,33 @@ def adjust_twin(
         z.scatter_(1, token, z.gather(1, token).masked_fill_(masked, float("-inf")))
     if allowed is not None:
         ids = torch.arange(z.shape[1], device=z.device)
-        words = allowed.index_select(1, ids >> 5)
-        z.masked_fill_(words.bitwise_right_shift_(ids.to(torch.int32) & 31).bitwise_and_(1) == 0, float("-inf"))
+        word, bit = ids >> 5, ids.to(torch.int32) & 31
+        for part, words in zip(_parts(z), _parts(allowed), strict=True):
+            allowed_here = words.index_select(1, word).bitwise_right_shift_(bit).bitwise_and_(1)
+            part.masked_fill_(allowed_here == 0, float("-inf"))
     return z
 
 
-def _penalised(z: Tensor, rows: Rows, penalties: Penalties) -> Tensor:
-    count = penalties.count[rows.slot]
-    if rows.path.shape[1] > 1:
-        # the root is committed text already; a padding row's slot may begin behind the last row
-        above = (rows.first_row[rows.slot].unsqueeze(1) + rows.path[:, 1:].clamp(min=0)).clamp_(max=z.shape[0] - 1)
-        on_path = (rows.path[:, 1:] >= 0).to(torch.int32)
-        count.scatter_add_(1, rows.token[above], on_path.mul_(PRODUCED))
-    repetition, frequency, presence = (
-        table[rows.slot].unsqueeze(1) for table in (penalties.repetition, penalties.frequency, penalties.presence)
-    )
-    z = torch.where(count > 0, torch.where(z > 0, z / repetition, z * repetition), z)
-    produced = count.bitwise_right_shift_(1)
-    return z.sub_(frequency * produced).sub_(presence * (produced > 0))
+def _parts(rows: Tensor) -> list[Tensor]:
+    return [rows[start : start + CHUNK] for start in range(0, rows.shape[0], CHUNK)]
+
+
+def _penalise(z: Tensor, rows: Rows, penalties: Penalties) -> None:
+    """Penalties on ``z`` [R, V], in place."""
+    # the root is committed text already; a padding row's slot may begin behind the last row
+    path = rows.path[:, 1:]
+    above = (rows.first_row[rows.slot].unsqueeze(1) + path.clamp(min=0)).clamp_(max=z.shape[0] - 1)
+    token, added = rows.token[above], (path >= 0).to(torch.int32).mul_(PRODUCED)
+    each = map(_parts, (z, rows.slot, token, added))
+    for part, slot, token_here, added_here in zip(*each, strict=True):
+        count = penalties.count[slot].scatter_add_(1, token_here, added_here)
+        repetition, frequency, presence = (
+            table[slot].unsqueeze(1) for table in (penalties.repetition, penalties.frequency, penalties.presence)
+        )
+        repeated = torch.where(part > 0, part / repetition, part * repetition)
+        part.copy_(torch.where(count > 0, repeated, part))
+        produced = count.bitwise_right_shift_(1)
+        part.sub_(frequency * produced).sub_(presence * (produced > 0))
 
 
 def count_committed(penalties: Penalties, committed: Committed) -> None:

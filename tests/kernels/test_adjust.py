@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -138,8 +139,8 @@ STAGES = ("penalties", "bias", "minimum", "allowed")
 
 
 @settings(max_examples=120, deadline=None)
-@given(cases(), st.sets(st.sampled_from(STAGES), min_size=1))
-def test_is_the_literal_order(case: Case, used: set[str]) -> None:
+@given(cases(), st.sets(st.sampled_from(STAGES), min_size=1), st.sampled_from([2, 64]))
+def test_is_the_literal_order(case: Case, used: set[str], chunk: int) -> None:
     """Bit for bit, with every set of stages; what is left out is neutral in the derivation."""
     tables = {name: table for name, table in case.tables().items() if name in used}
     slots, V = len(case.prompt), case.logits.shape[1]
@@ -152,7 +153,8 @@ def test_is_the_literal_order(case: Case, used: set[str]) -> None:
     if "allowed" not in used:
         case.allowed = [set(range(V))] * len(case.allowed)
     before = case.logits.clone()
-    got = adjust(case.logits, case.rows, **tables)
+    with patch("redraft.kernels.adjust.CHUNK", chunk):
+        got = adjust(case.logits, case.rows, **tables)
     assert got.dtype == torch.float32
     assert torch.equal(case.logits, before)
     for row in range(len(got)):
