@@ -68,7 +68,11 @@ class CompletionChoice(BaseModel):
     index: int = Field(description="Prompt number times n, plus the choice's number.")
     text: str
     logprobs: CompletionLogprobs | None = None
-    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=lambda value: value is None)
+    prompt_logprobs: PromptLogprobs | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="If asked for, absent otherwise: by the prompt's tokens, by token id; null for the first.",
+    )
     finish_reason: Finish | None = None
 
 
@@ -101,7 +105,11 @@ class ChatCompletion(Envelope):
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
-    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=lambda value: value is None)
+    prompt_logprobs: PromptLogprobs | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="If asked for, absent otherwise: by the prompt's tokens, by token id; null for the first.",
+    )
 
 
 class ChatDelta(BaseModel):
