@@ -12,7 +12,7 @@ from redraft.server.detokenize import Detokenizer
 from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
-from redraft.server.limits import THREAD_CHARS
+from redraft.server.limits import MAX_PROMPT_SCORES, THREAD_CHARS
 from redraft.server.record import ChoiceRecord
 from redraft.server.schemas import CompletionRequest, GenerationRequest
 from redraft.server.service import Service
@@ -72,6 +72,7 @@ def plan(
     """The choices that ``body`` asks for, ``made`` of each of ``prompts`` (token ids and how many may follow)."""
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
+    _check_scores(body, sum(len(prompt) for prompt, _ in prompts))
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
         _choice(service, info, body, reply_id, number * body.made + i, prompt, max_tokens, _seed(seed, i, body.made))
@@ -132,6 +133,16 @@ def _choice(
         _hidden(params, info, body),
         lambda: ChoiceRecord(recorder, len(prompt)),
     )
+
+
+def _check_scores(body: GenerationRequest, prompt_tokens: int) -> None:
+    """400 when more is to be told of prompts than a reply can hold."""
+    top = _prompt_tops(body)
+    scores = 0 if top is None else prompt_tokens * body.made * (top + 1)
+    if scores > MAX_PROMPT_SCORES:
+        param = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+        message = f"{param}: {scores} log-probabilities of prompts were asked for; {MAX_PROMPT_SCORES} are the most."
+        raise invalid(param, message, "invalid_value")
 
 
 def _prompt_tops(body: GenerationRequest) -> int | None:

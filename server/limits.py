@@ -26,6 +26,8 @@ MAX_STOP_CHARS: Final = 256
 MAX_STOP_TOKENS: Final = types.MAX_STOP_TOKENS
 MAX_LOGIT_BIAS: Final = types.MAX_LOGIT_BIAS
 MAX_LOGPROBS: Final = types.MAX_LOGPROBS
+MAX_PROMPT_SCORES: Final = 2**19
+"""Log-probabilities of prompts in one reply: tokens of all prompts, times choices, times 1 + the likeliest named."""
 MAX_USER_CHARS: Final = 512
 MAX_SALT_CHARS: Final = 256
 MAX_DRAFTED: Final = 63
@@ -40,6 +42,8 @@ MAX_QUOTE_CHARS: Final = 100
 
 THREAD_CHARS: Final = 8192
 """Longer texts are tokenised in a thread, so that they do not hold up the streams of others."""
+THREAD_SCORES: Final = 2048
+"""Replies that tell of more tokens are written in a thread, for the same reason."""
 PING_SECONDS: Final = 15.0
 """A silent stream sends a comment this often, so that proxies keep it open."""
 RETRY_AFTER_SECONDS: Final = 5
