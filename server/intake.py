@@ -12,7 +12,7 @@ from redraft.server.detokenize import Decoder, Detokenizer
 from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
-from redraft.server.limits import THREAD_CHARS
+from redraft.server.limits import MAX_PROMPT_SCORES, THREAD_CHARS
 from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
 from redraft.server.schemas import CompletionRequest, GenerationRequest
@@ -79,6 +79,7 @@ def plan(
     """
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
+    _check_scores(body, sum(len(prompt) for prompt, _ in prompts))
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
         _choice(
@@ -160,6 +161,16 @@ def _params(body: GenerationRequest, max_tokens: int, seed: int) -> SamplingPara
         logprobs=0 if body.tops is None and body.made > body.n else body.tops,
         prompt_logprobs=_prompt_tops(body),
     )
+
+
+def _check_scores(body: GenerationRequest, prompt_tokens: int) -> None:
+    """400 when more is to be told of prompts than a reply can hold."""
+    top = _prompt_tops(body)
+    scores = 0 if top is None else prompt_tokens * body.made * (top + 1)
+    if scores > MAX_PROMPT_SCORES:
+        param = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+        message = f"{param}: {scores} log-probabilities of prompts were asked for; {MAX_PROMPT_SCORES} are the most."
+        raise invalid(param, message, "invalid_value")
 
 
 def _prompt_tops(body: GenerationRequest) -> int | None:

@@ -37,6 +37,8 @@ MAX_STOP_CHARS: Final = 256
 MAX_STOP_TOKENS: Final = types.MAX_STOP_TOKENS
 MAX_LOGIT_BIAS: Final = types.MAX_LOGIT_BIAS
 MAX_LOGPROBS: Final = types.MAX_LOGPROBS
+MAX_PROMPT_SCORES: Final = 2**19
+"""Log-probabilities of prompts in one reply: tokens of all prompts, times choices, times 1 + the likeliest named."""
 MAX_TOOLS: Final = 128
 """Tools of a request, and tool calls of one message."""
 MAX_NAME_CHARS: Final = 64
@@ -69,6 +71,8 @@ MAX_QUOTE_CHARS: Final = 100
 
 THREAD_CHARS: Final = 8192
 """Longer texts are tokenised in a thread, so that they do not hold up the streams of others."""
+THREAD_SCORES: Final = 2048
+"""Replies that tell of more tokens are written in a thread, for the same reason."""
 MAX_PENDING_DELTAS: Final = 4096
 """Pieces of a stream that may wait for a client that does not read; with more, it is given less time."""
 FULL_READER_SECONDS: Final = 5.0

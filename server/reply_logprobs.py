@@ -38,7 +38,7 @@ class ChatLogprobs(BaseModel):
 class CompletionLogprobs(BaseModel):
     """Log-probabilities of a completion's choice; one element a token in every list."""
 
-    tokens: list[str] = Field(description="Their texts.")
+    tokens: list[str] = Field(description="Their texts; `bytes:` and escapes where one is no whole character.")
     token_logprobs: list[float | None] = Field(description="Null for a prompt's first token.")
     top_logprobs: list[dict[str, float] | None] = Field(description="The likeliest in its place, and the token itself.")
     text_offset: list[int] = Field(description="Characters of the choice's text before the token.")
@@ -49,7 +49,7 @@ class PromptLogprob(BaseModel):
 
     logprob: float = Field(description="-9999 for a token that cannot be.")
     rank: int = Field(description="1 for the likeliest.")
-    decoded_token: str = Field(description="Its text.")
+    decoded_token: str = Field(description="Its text; `bytes:` and escapes where it is no whole character.")
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -16,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 from redraft.server.choice import Delta
 from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
-from redraft.server.limits import PING_SECONDS
+from redraft.server.limits import PING_SECONDS, THREAD_SCORES
 from redraft.server.output.piece import CallDelta
 from redraft.server.reader import Reader
-from redraft.server.replies import Envelope, ReplyMetrics
+from redraft.server.replies import Envelope, ReplyMetrics, Usage
 from redraft.server.schemas import GenerationRequest
 
 CLIENT_CLOSED_REQUEST = 499
@@ -54,15 +55,21 @@ async def respond(
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        reply = form.whole(generation.best(work.result()))
-        reply.usage = generation.usage
-        if body.include_metrics:
-            reply.metrics = _metrics(generation, max_nodes)
-        return Response(_json(reply, usage=True), media_type="application/json")
+        deltas = generation.best(work.result())
+        usage, metrics = generation.usage, _metrics(generation, max_nodes) if body.include_metrics else None
+        write = partial(_whole, form, deltas, usage, metrics)
+        text = await asyncio.to_thread(write) if _is_long(deltas) else write()
+        return Response(text, media_type="application/json")
     finally:
         generation.close()
         work.cancel()
         gone.cancel()
+
+
+def _whole(form: ReplyForm, deltas: Sequence[Delta], usage: Usage, metrics: ReplyMetrics | None) -> str:
+    reply = form.whole(deltas)
+    reply.usage, reply.metrics = usage, metrics
+    return _json(reply, usage=True)
 
 
 class _EventStream(EventSourceResponse):
@@ -113,13 +120,10 @@ async def _events(
                 continue
             if delta is None:
                 break
-            chunks = form.chunks(delta)
-            if delta.finish_reason is not None and body.include_metrics and not body.include_usage:
-                chunks[-1].metrics = _metrics(generation, max_nodes)
-            usage = generation.usage if body.continuous_usage else None
-            for chunk in chunks:
-                chunk.usage = usage
-            made += [_event(chunk, body) for chunk in chunks]
+            is_last = delta.finish_reason is not None and body.include_metrics and not body.include_usage
+            metrics = _metrics(generation, max_nodes) if is_last else None
+            write = partial(_shown, form, delta, generation.usage if body.continuous_usage else None, metrics, body)
+            made += await asyncio.to_thread(write) if _is_long([delta]) else write()
         if body.include_usage:
             last = form.usage_chunk()
             last.usage = generation.usage
@@ -132,6 +136,23 @@ async def _events(
         made.append(format_sse_event(data_str=internal_error().reply.model_dump_json()))
     made.append(format_sse_event(data_str="[DONE]"))
     yield b"".join(made)
+
+
+def _shown(
+    form: ReplyForm, delta: Delta, usage: Usage | None, metrics: ReplyMetrics | None, body: GenerationRequest
+) -> list[bytes]:
+    """The events that show ``delta``, each with ``usage``, the last one with ``metrics``."""
+    chunks = form.chunks(delta)
+    for chunk in chunks:
+        chunk.usage = usage
+    if metrics is not None:
+        chunks[-1].metrics = metrics
+    return [_event(chunk, body) for chunk in chunks]
+
+
+def _is_long(deltas: Sequence[Delta]) -> bool:
+    """Whether writing them would hold up other streams."""
+    return sum(len(delta.scored) + len(delta.prompt) for delta in deltas) > THREAD_SCORES
 
 
 def _event(chunk: Envelope, body: GenerationRequest) -> bytes:

@@ -103,7 +103,8 @@ class SamplingFields(BaseModel):
         default=(), description=f"Up to {MAX_STOP_TOKENS} tokens that end the reply, beside the model's own."
     )
     include_stop_str_in_output: Bool = Field(
-        default=False, description="Show the stop string or the stop token that ended the reply."
+        default=False,
+        description="Show what ended the reply: the stop string or, if it is no special one, the stop token.",
     )
     ignore_eos: Bool = Field(default=False, description="Go on behind the model's own end-of-turn tokens.")
     min_tokens: Int = Field(

@@ -119,6 +119,22 @@ def test_echo_and_prompt_logprobs_each_have_their_own_number(server):
     assert [len(told or {}) for told in choice["prompt_logprobs"]] == [0, 4, 4, 4, 4]
 
 
+def test_no_more_is_told_of_prompts_than_a_reply_can_hold(server, monkeypatch):
+    """512 tokens of context at most here, so it takes many prompts; what is just allowed is told, in a thread."""
+    prompts = ["a" * 500] * 50
+    body = {"model": "toy", "prompt": prompts, "prompt_logprobs": 20, "max_tokens": 1}
+    for more, param in (
+        ({"n": 2}, "prompt_logprobs"),
+        ({"prompt_logprobs": None, "logprobs": 20, "echo": True, "best_of": 2}, "logprobs"),
+    ):
+        reply = server.http.post("/v1/completions", json={**body, **more})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    reply, _ = post(server, {**body, "n": 1, "prompt_logprobs": 19})
+    assert [len(choice["prompt_logprobs"]) for choice in reply["choices"]] == [500] * 50
+    monkeypatch.setattr("redraft.server.respond.THREAD_SCORES", 3)
+    test_echo_streamed_is_the_whole_reply(server, 1)
+
+
 def test_the_best_are_shown_best_first(serve, canned, tokenizer):
     """By log-probability a token, not by their sum: the longest text here has the lowest sum and the best mean."""
     texts = ["zz", "c", "aaaaaaaaaaaaaaaa", "c", "b"]

@@ -107,7 +107,7 @@ def events(server, path, body):
     return [json.loads(line[6:])["choices"][0] for line in stream.split("\n\n") if line.startswith("data: {")]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text("abl é日🦊", min_size=1, max_size=24),
     stop=st.sampled_from([None, "b", "la", "日", "é ", ["al", "🦊", "ba"]]),
@@ -170,7 +170,7 @@ def test_only_an_end_and_nothing_else(serve, canned):
     assert server.http.post("/v1/completions", json=text).json()["choices"][0]["logprobs"] is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(text=st.text(max_size=30))
 def test_tokens_bytes_are_the_texts(tokenizer, text):
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
