@@ -14,7 +14,8 @@ A row's bits follow from the row and the weight alone, because everything betwee
 - Up to 64 rows each part of K has its own program.  It leaves its sums in a workspace and draws a ticket; the last one
   adds up.  Beyond 64 rows one program goes through the parts in turn.  The sums and their order are the same.
 
-Nothing is ever rounded between parts, no float is added atomically, nothing is tuned at run time (matmul_plan.py).
+Nothing is rounded between parts, no float is added atomically, products and sums stay apart but within ``tl.dot`` (the
+compiler might fuse them in one variant only), and nothing is tuned at run time (matmul_plan.py).
 """
 
 from __future__ import annotations
@@ -156,4 +157,5 @@ def _launch(
         num_warps=how.warps,
         num_stages=how.stages(tiles),
         maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,
     )

@@ -29,7 +29,7 @@ def inverse_rms_device(p_x, m_row, K, eps, ROWS: tl.constexpr, BLOCK: tl.constex
     p_rows = p_x + tl.arange(0, ROWS)[:, None] * K + o_k[None, :]
     b_square = tl.zeros([ROWS, BLOCK], tl.float32)
     # without stages the loads would wait for one another
-    for k in tl.range(0, K, BLOCK, num_stages=6):
+    for k in tl.range(0, K, BLOCK, num_stages=5):
         b_x = tl.load(p_rows + k, mask=m_row[:, None] & (o_k < K - k)[None, :], other=0.0).to(tl.float32)
         b_square += b_x * b_x
     return tl.rsqrt(tl.sum(b_square, 1) / K + eps)
@@ -66,12 +66,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm_kernel(x, weight, eps) if use_triton(x, weight) else rms_norm_twin(x, weight, eps)
 
 
-COMPILE_CASES = tuple(
+COMPILE_CASES = (
     CompileCase(
         _norm_rows,
-        {"p_x": dtype, "p_weight": "*fp32", "p_out": dtype, "K": "i32", "eps": "fp32"},
+        {"p_x": "*bf16", "p_weight": "*fp32", "p_out": "*bf16", "K": "i32", "eps": "fp32"},
         {"BLOCK": _BLOCK},
         divisible=("K",),
-    )
-    for dtype in ("*bf16", "*fp32")
+    ),
 )

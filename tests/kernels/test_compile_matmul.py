@@ -9,8 +9,10 @@ from redraft.kernels.matmul_cases import GROUPS
 Compile = Callable[..., list[dict[str, Any]]]
 
 
-def test_the_product_has_one_order_of_sums_for_all_rows(assert_compiles: Compile) -> None:
-    usages = {(usage["case"], usage["capability"]): usage for usage in assert_compiles("redraft.kernels.matmul_cases")}
+def test_all_compile_and_the_product_has_one_order_of_sums_for_all_rows(assert_compiles: Compile) -> None:
+    modules = ("matmul_cases", "rms_norm", "rope_cache")
+    found = assert_compiles(*(f"redraft.kernels.{module}" for module in modules))
+    usages = {(one["case"], one["capability"]): one for one in found if one["module"].endswith("matmul_cases")}
     capabilities = {capability for _, capability in usages}
     first = 0
     for group in GROUPS:
@@ -22,6 +24,11 @@ def test_the_product_has_one_order_of_sums_for_all_rows(assert_compiles: Compile
             kind = group[0].signature["p_x"].removeprefix("*").replace("fp16", "f16")
             wanted = () if fp32 else (f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",)
             assert instructions == {wanted}
+            assert fp32 or not any(usage["fused"] for usage in variants)
+            if capability in (90, 100):
+                # one wave needs two programs on a multiprocessor: registers, and shared memory with 1 KB of the system's
+                assert all(2 * 128 * usage["registers"] <= 65536 for usage in variants)
+                assert all(2 * (usage["shared"] + 1024) <= 227 * 1024 for usage in variants)
             # which warp has a tile of 16 x 8 does not matter to the tile, but in a reduction warps have parts of a sum
             orders = {
                 tuple(re.sub(r"(nvidia_mma<.*?)warpsPerCTA = \[\d, \d\]", r"\1", o) for o in u["orders"])
@@ -30,7 +37,3 @@ def test_the_product_has_one_order_of_sums_for_all_rows(assert_compiles: Compile
             assert len(orders) == 1, f"variants of {group[0].constexprs} on {capability} add up differently: {orders}"
             assert any(order.startswith("tt.dot") for order in orders.pop())
         first += len(group)
-
-
-def test_norm_and_rotation(assert_compiles: Compile) -> None:
-    assert_compiles("redraft.kernels.rms_norm", "redraft.kernels.rope_cache")
