@@ -1,6 +1,6 @@
 """The device's part of ``matmul.py``: what one program multiplies, leaves to others, adds up and writes."""
 # kernels' parameters are Triton's, not Python's
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _add_parts(p_part, stride, m_row, PARTS: tl.constexpr, ROWS: tl.constexpr, B
     return b_sum
 
 
-@jit
+# a row count of 1, or of 16, would be compiled apart
+@jit(do_not_specialize=["R"])
 def product(
     p_x, p_weight, p_norm, p_bias, p_residual, p_y, p_part, p_ticket, R, N, K, part, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, EVEN: tl.constexpr,
@@ -91,7 +92,7 @@ def product(
     p_rows0 = p_x0 + o_row[:, None] * K + o_k[None, :]
     p_rows1 = p_x1 + o_row[:, None] * K + o_k[None, :]
     p_columns = p_weight + n * K + o_n[None, :] * K + o_k[:, None]
-    up = N.to(tl.int64) * K
+    up = tl.full([], 1, tl.int64) * N * K
     b_none = tl.zeros([ROWS, BLOCK_N], tl.float32)
     b_y0, b_y1, b_up0, b_up1 = b_none, b_none, b_none, b_none
     for i_turn in range(1 if TICKET else PARTS):

@@ -26,7 +26,7 @@ def test_all_compile_and_the_product_has_one_order_of_sums_for_all_rows(assert_c
             assert instructions == {wanted}
             assert fp32 or not any(usage["fused"] for usage in variants)
             if capability in (90, 100):
-                # one wave needs two programs on a multiprocessor: registers, and shared memory with 1 KB of the system's
+                # one wave needs two programs on a multiprocessor; 1 KB of each one's shared memory is the system's
                 assert all(2 * 128 * usage["registers"] <= 65536 for usage in variants)
                 assert all(2 * (usage["shared"] + 1024) <= 227 * 1024 for usage in variants)
             # which warp has a tile of 16 x 8 does not matter to the tile, but in a reduction warps have parts of a sum

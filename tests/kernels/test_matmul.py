@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from redraft.benchmarks.shapes import TARGETS, products
 from redraft.kernels.matmul import matmul_kernel, matmul_twin, workspace
 from redraft.kernels.matmul_plan import PROGRAMS, SHARED, plan
 
@@ -173,6 +174,25 @@ def test_plans_cover_all_of_a_weight_and_fit(outputs: int, inner: int, gated: bo
     for tiles in (1, 2):
         buffers = made.stages(tiles) - 1
         assert buffers * (made.stage + tiles * 32 * made.block_k * itemsize) <= SHARED
+
+
+def test_plans_are_those_the_reasons_are_about() -> None:
+    """Blocks and parts of kernels/matmul_plan.py's table: whoever changes the plan argues anew."""
+    made = {}
+    for name, spec in TARGETS.items():
+        sizes = products(spec)
+        del sizes["head"]
+        found = []
+        for product, (outputs, inner, _) in sizes.items():
+            gated = product == "gate_up"
+            how = plan(outputs // (1 + gated), inner, gated, 2)
+            found.append((how.blocks(outputs // (1 + gated)), how.parts))
+        made[name] = found
+    assert made == {
+        "SmolLM2-135M": [(60, 1), (36, 1), (96, 1), (36, 2)],
+        "Qwen3-1.7B": [(64, 2), (32, 4), (96, 1), (32, 4)],
+        "Qwen3-8B": [(96, 1), (64, 2), (192, 1), (64, 2)],
+    }
 
 
 Change = Callable[[dict[str, Any]], None]
