@@ -84,11 +84,9 @@ def product(
     b_scale0 = o_row.to(tl.float32)
     b_scale1 = b_scale0
     if NORM:
-        # 512 bytes of a row at a time
-        SQUARES: tl.constexpr = 4096 // p_x.dtype.element_ty.primitive_bitwidth
-        b_scale0 = inverse_rms_device(p_x0, m_row0, K, eps, ROWS, SQUARES)
+        b_scale0 = inverse_rms_device(p_x0, m_row0, K, eps, ROWS)
         if TILES > 1:
-            b_scale1 = inverse_rms_device(p_x1, m_row1, K, eps, ROWS, SQUARES)
+            b_scale1 = inverse_rms_device(p_x1, m_row1, K, eps, ROWS)
     p_rows0 = p_x0 + o_row[:, None] * K + o_k[None, :]
     p_rows1 = p_x1 + o_row[:, None] * K + o_k[None, :]
     p_columns = p_weight + n * K + o_n[None, :] * K + o_k[:, None]
