@@ -71,7 +71,7 @@ def product(
     ``p_x`` [R, K], ``p_weight`` [N or 2 N, K], ``p_norm`` [K] fp32, ``p_bias`` [N or 2 N], ``p_residual``, ``p_y``
     [R, N], ``p_part`` fp32 and ``p_ticket`` int32: the workspace.  ``EVEN``: K is a multiple of ``BLOCK_K``.
     """
-    # the programs that read the same weights, or add to the same sums, run together
+    # programs that read the same weights, or whose sums are added up, are neighbours
     i_first, i_block = tl.program_id(0), tl.program_id(1)
     row = tl.full([], 0, tl.int64) if TICKET else (i_first * (TILES * ROWS)).to(tl.int64)
     n = i_block.to(tl.int64) * BLOCK_N
