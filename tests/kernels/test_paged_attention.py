@@ -131,7 +131,10 @@ def test_slabs_and_runs_move_no_bit(kernel_device: torch.device, monkeypatch: py
     case = texts.tree(comb(0, 120, 5), chain(1, 3, 10), chain(2, 200, 3), padding=4).to(kernel_device)
     out = attend(case)
     monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 0)
-    assert torch.equal(attend(case), out), "slabs of 16 rows"
+    assert torch.equal(attend(case), out), "slabs of one row"
+    monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 8 * 2 * 2 * 66 * 4)
+    assert torch.equal(attend(case), out), "slabs of 8 rows"
+    monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 2**20)
     monkeypatch.setattr(paged_attention, "FAR", 0)
     assert torch.equal(attend(case), out), "runs of 64 rows"
 
