@@ -120,8 +120,8 @@ def chunk_attention_kernel(
         rows.path, page_table, into.highest, into.weight, into.total,
         number * items.slab, q.stride(0), items.table.stride(0), items.table.shape[2], R, items.chunks,
         rows.path.shape[1], page_table.shape[1], first, HKV=HKV, G=HQ // HKV, HD=HD, BLOCK_D=block,
-        LANES=lanes_of(key.dtype, HD), PAGE_SIZE=PAGE, TILE=TILE, num_warps=_warps(block), num_stages=1,
-        enable_fp_fusion=False,
+        LANES=lanes_of(key.dtype, HD), PAGE_SIZE=PAGE, TILE=TILE, num_warps=_warps(block),
+        maxnreg=_registers(key.dtype), num_stages=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -130,9 +130,14 @@ def _warps(block: int) -> int:
     return 8 if block > 64 else 4
 
 
+def _registers(dtype: torch.dtype) -> int | None:
+    """So few that 512 threads run on an SM at once; products of fp32 would spill."""
+    return None if dtype == torch.float32 else 128
+
+
 @cache
 def _programs(device: torch.device, block: int) -> int:
-    """As many as run at once: registers leave room for 512 threads an SM."""
+    """As many as run at once, 512 threads an SM."""
     resident = 2 if block > 64 else 4
     if device.type != "cuda":
         return resident
@@ -280,7 +285,8 @@ def _case(dtype: torch.dtype, G: int, HD: int, HKV: int = 8) -> CompileCase:
     }
     sizes = {"HKV": HKV, "G": G, "HD": HD, "BLOCK_D": block_of(HD), "LANES": lanes_of(dtype, HD)}
     constants = {**sizes, "PAGE_SIZE": PAGE, "TILE": TILE}
-    return CompileCase(_chunks, types, constants, _warps(block_of(HD)), num_stages=1, enable_fp_fusion=False)
+    warps, registers = _warps(block_of(HD)), _registers(dtype)
+    return CompileCase(_chunks, types, constants, warps, num_stages=1, enable_fp_fusion=False, maxnreg=registers)
 
 
 COMPILE_CASES = [

@@ -54,6 +54,8 @@ class CompileCase:
     num_stages: int = 3
     enable_fp_fusion: bool = True
     """False keeps products and sums apart (no fused multiply-add), as the launch of a bit-exact kernel must."""
+    maxnreg: int | None = None
+    """Registers per thread at most."""
 
 
 def use_triton(*tensors: torch.Tensor) -> bool:
