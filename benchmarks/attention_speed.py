@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from redraft.benchmarks.attention_checks import Shape
-from redraft.kernels.chunk_attention import lanes_of
+from redraft.kernels.attention_items import lanes_of
 from redraft.kernels.paged_attention import PagedAttention
 from redraft.kernels.rows import Rows
 from redraft.kernels.tree_attention import CHUNK

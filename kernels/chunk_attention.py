@@ -10,7 +10,8 @@ Bits.  A row's result of a chunk comes from products of one shape, ``[TILE, HD] 
 ``[TILE, lanes] x [lanes, HD]``, whoever the tile's other rows are and whether the keys are shared or of the row's own
 path; at TILE = 16 that is ``mma.sync`` on every architecture, never ``wgmma`` or ``tcgen05`` (the tests look).  Each
 key stands in the lane of its absolute position.  Lanes that a row does not see weigh exactly 0; what lies in cells that
-no row of the item sees is not loaded.  What an item's other rows see has to be finite, for 0 times NaN is NaN.
+no row of the item sees is not loaded.  Values that are not finite count as 0, for 0 times NaN is NaN, and one row's
+broken token must not reach a row before it.
 
 Work.  The items of attention_items.py, times KV heads, are dealt to as many programs as fit the GPU at once, so nothing
 is launched for positions that nobody has.  With 8 KV heads, a tree of 16 rows at 8k is 8 x 63 items of shared chunks
@@ -28,17 +29,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from redraft.kernels.attention_items import PAGE, Items
+from redraft.kernels.attention_items import PAGE, TILE, Items, block_of, lanes_of
 from redraft.kernels.rows import Rows
-from redraft.kernels.tree_attention import CHUNK, lane_cells
-from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl
+from redraft.kernels.tree_attention import lane_cells
+from redraft.kernels.triton_support import CompileCase, check_tensor, jit, tl
 
-TILE = 16
-"""Rows times query heads of one product: the instruction's own size, so that no other is chosen for it."""
 LOG2E = math.log2(math.e)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_OPERAND_BYTES = 2**15
-"""Shared memory for a chunk's keys, and as much for its values: consumer cards have 99 KiB."""
+_EXPONENT = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
+"""Bits that are all set in what is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +50,6 @@ class Partial:
     """[rows, HQ, C]"""
     total: Tensor
     """[rows, HQ, C, HD]"""
-
-
-def block_of(HD: int) -> int:
-    """``HD`` as tiles have it: a power of two."""
-    return max(16, next_power_of_2(HD))
-
-
-def lanes_of(dtype: torch.dtype, HD: int) -> int:
-    """Positions of a chunk for a cache of ``dtype`` and head size ``HD``; it divides a page.
-
-    Products of fp32 are made of three of tf32, which takes twice the room.  Raises ``ValueError`` for heads so large
-    that no chunk fits.
-    """
-    lanes = _OPERAND_BYTES // (block_of(HD) * dtype.itemsize * (2 if dtype == torch.float32 else 1))
-    if lanes < TILE:
-        raise ValueError(f"attention's kernel has no room for heads of {HD} in {dtype}")
-    return min(CHUNK, lanes)
 
 
 def make_partial(rows: int, HQ: int, chunks: int, HD: int, device: torch.device) -> Partial:
@@ -120,8 +102,8 @@ def chunk_attention_kernel(
         rows.path, page_table, into.highest, into.weight, into.total,
         number * items.slab, q.stride(0), items.table.stride(0), items.table.shape[2], R, items.chunks,
         rows.path.shape[1], page_table.shape[1], first, HKV=HKV, G=HQ // HKV, HD=HD, BLOCK_D=block,
-        LANES=lanes_of(key.dtype, HD), PAGE_SIZE=PAGE, TILE=TILE, num_warps=_warps(block),
-        maxnreg=_registers(key.dtype), num_stages=1, enable_fp_fusion=False,
+        LANES=lanes_of(key.dtype, HD), PAGE_SIZE=PAGE, TILE=TILE, EXPONENT=_EXPONENT[key.dtype],
+        num_warps=_warps(block), maxnreg=_registers(key.dtype), num_stages=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -165,7 +147,8 @@ def chunk_attention_twin(
         score = torch.where(seen, score, -torch.inf)
         highest = score.amax(-1, keepdim=True)
         p = torch.exp2(score - torch.where(highest == -torch.inf, 0.0, highest))
-        v = torch.where(visible[:, part, None, None], value[cells[:, part]].float(), 0.0)
+        v = value[cells[:, part]].float()
+        v = torch.where(visible[:, part, None, None] & v.isfinite(), v, 0.0)
         total = torch.einsum("rkgl,rlkd->rkgd", p.to(key.dtype).float(), v)
         found.append((highest.reshape(R, HQ), p.sum(-1).reshape(R, HQ), total.reshape(R, HQ, HD)))
     return Partial(*(torch.stack(parts, 2) for parts in zip(*found, strict=True)))
@@ -210,14 +193,15 @@ def _chunks(  # type: ignore[no-untyped-def]
     p_q, p_key, p_value, p_item, p_total, p_row, p_position, p_depth, p_slot, p_path, p_page_table,
     p_highest, p_weight, p_sum, first_row, q_stride, item_stride, CAPACITY, R, C, W, P, FIRST,
     HKV: tl.constexpr, G: tl.constexpr, HD: tl.constexpr, BLOCK_D: tl.constexpr,
-    LANES: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
+    LANES: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, EXPONENT: tl.constexpr,
 ):  # fmt: skip
     """Every program takes every so manieth pair of item and KV head.
 
     What the next pair and the next tile need is under way before this one is computed: at a few items a program, the
     time goes into waiting for memory.
     """
-    PRECISION: tl.constexpr = "tf32x3" if p_key.dtype.element_ty == tl.float32 else "tf32"
+    BITS: tl.constexpr = tl.int32 if EXPONENT > 0xFFFF else tl.int16
+    PRECISION: tl.constexpr = "tf32x3" if EXPONENT > 0xFFFF else "tf32"
     o_lane = tl.arange(0, LANES)
     o_d = tl.arange(0, BLOCK_D)
     o_tile = tl.arange(0, TILE)
@@ -250,6 +234,7 @@ def _chunks(  # type: ignore[no-untyped-def]
         m_load = m_seen[:, None] & m_d
         b_key = tl.trans(tl.load(p_key + b_offset, mask=m_load, other=0.0))
         b_value = tl.load(p_value + b_offset, mask=m_load, other=0.0)
+        b_value = tl.where((b_value.to(BITS, bitcast=True) & EXPONENT) == EXPONENT, 0.0, b_value)
         for start in range(0, width, TILE):
             next_q, next_position, next_upto = _queries(
                 p_q, p_upto, p_position, row, start + TILE, width, kv_head, q_stride, G, HD, BLOCK_D, TILE
@@ -284,7 +269,7 @@ def _case(dtype: torch.dtype, G: int, HD: int, HKV: int = 8) -> CompileCase:
         **dict.fromkeys(("first_row", "q_stride", "item_stride", "CAPACITY", "R", "C", "W", "P", "FIRST"), "i32"),
     }
     sizes = {"HKV": HKV, "G": G, "HD": HD, "BLOCK_D": block_of(HD), "LANES": lanes_of(dtype, HD)}
-    constants = {**sizes, "PAGE_SIZE": PAGE, "TILE": TILE}
+    constants = {**sizes, "PAGE_SIZE": PAGE, "TILE": TILE, "EXPONENT": _EXPONENT[dtype]}
     warps, registers = _warps(block_of(HD)), _registers(dtype)
     return CompileCase(_chunks, types, constants, warps, num_stages=1, enable_fp_fusion=False, maxnreg=registers)
 

@@ -12,14 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from redraft.kernels.attention_items import attention_items
-from redraft.kernels.chunk_attention import (
-    TILE,
-    chunk_attention_kernel,
-    chunk_attention_twin,
-    lanes_of,
-    make_partial,
-)
+from redraft.kernels.attention_items import TILE, attention_items, lanes_of
+from redraft.kernels.chunk_attention import chunk_attention_kernel, chunk_attention_twin, make_partial
 from redraft.kernels.rows import Rows
 from redraft.kernels.sum_chunks import sum_chunks_kernel, sum_chunks_twin
 

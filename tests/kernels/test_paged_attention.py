@@ -17,8 +17,7 @@ from torch import Tensor
 
 from redraft.benchmarks.attention_cases import Case, Texts, chain, comb
 from redraft.kernels import paged_attention
-from redraft.kernels.attention_items import attention_items, attention_items_twin
-from redraft.kernels.chunk_attention import lanes_of
+from redraft.kernels.attention_items import attention_items, attention_items_twin, lanes_of
 from redraft.kernels.paged_attention import PagedAttention, PagedTwin
 from redraft.kernels.tree_attention import CHUNK, TwinAttention
 
@@ -109,6 +108,19 @@ def test_a_row_has_its_bits_alone_in_prefill_in_chains_and_in_trees(
                 met.add(position)
                 assert torch.equal(row, alone[position]), f"position {position}"
     assert met == set(EDGES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_broken_token_does_not_reach_the_rows_before_it(dtype: torch.dtype, kernel_device: torch.device) -> None:
+    texts = Texts(1, 2, 1, 64, dtype)
+    case = texts.tree((0, 125, [0, 0, 1, 2, 3], [2, 3, 4]))
+    for node, broken in ((2, torch.nan), (3, torch.inf), (4, -torch.inf)):
+        cell = texts.cells(0, torch.tensor(125 + node))
+        case.key[cell], case.value[cell] = torch.nan, broken
+    out = attend(case.to(kernel_device))
+    for row in (0, 1):
+        alone = attend(texts.tree(chain(0, 125 + row, 1)).to(kernel_device))
+        assert torch.equal(alone[0], out[row])
 
 
 @pytest.mark.parametrize("neighbours", [2, 15, 64])
