@@ -92,13 +92,13 @@ class Texts:
         place = list[tuple[int, int] | None]()
         cache = torch.full((2, (trash * PAGES + 1) * CHUNK, *self.kv.shape[3:]), torch.nan, dtype=self.kv.dtype)
         for slot, start, parents, wrong, grown in trees:
-            cache[:, self._cells(slot, torch.arange(start))] = self.kv[:, slot, :start]
+            cache[:, self.cells(slot, torch.arange(start))] = self.kv[:, slot, :start]
             own = list[list[int]]()
             for node, parent in enumerate(parents):
                 own.append([*own[parent], node] if node else [0])
                 depth = len(own[node]) - 1
                 text = self.kv[:, slot, start + depth]
-                cache[:, self._cells(slot, torch.tensor(start + node))] = text.flip(0) * 2 if node in wrong else text
+                cache[:, self.cells(slot, torch.tensor(start + node))] = text.flip(0) * 2 if node in wrong else text
                 slots.append(slot)
                 positions.append(start + depth)
                 depths.append(depth if grown else 0)
@@ -115,5 +115,6 @@ class Texts:
         rows = Rows(nothing, slot_of, position, depth_of, nothing, nothing, path, nothing[:0], nothing[:0])
         return Case(rows, self.pages, q, cache[0], cache[1], (*place, *[None] * padding))
 
-    def _cells(self, slot: int, logical: Tensor) -> Tensor:
+    def cells(self, slot: int, logical: Tensor) -> Tensor:
+        """Where logical cells of a slot lie."""
         return self.pages[slot, logical // CHUNK] * CHUNK + logical % CHUNK

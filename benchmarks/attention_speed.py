@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redraft.benchmarks.attention_checks import Shape
+from redraft.kernels.attention_items import lanes_of
 from redraft.kernels.paged_attention import PagedAttention
 from redraft.kernels.rows import Rows
 from redraft.kernels.tree_attention import CHUNK
@@ -20,6 +21,8 @@ PASSES = 10
 BEYOND_CACHE = 2**28
 """Bytes of keys and values that a pass reads, layer after layer, so that none finds its own in the GPU's cache."""
 MOST_LAYERS = 512
+LAUNCH_SECONDS = 2.5e-6
+"""A small kernel in a graph takes so long whatever it does (research: 2 to 3 microseconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,11 @@ SPEED_SHAPES = (Shape(9, 3, 64), Shape(16, 8, 128), Shape(32, 8, 128))
 
 
 def attention_speed(device: torch.device, dtype: torch.dtype, copy_bytes_per_second: float) -> list[dict[str, Any]]:
-    """Of every shape and load: microseconds a layer, the share of the copy bandwidth, and the floor they are held to.
+    """Of every shape and load: microseconds a layer, share of the copy bandwidth, floor, and what was predicted.
 
-    A pass makes its list of items once, as the engine does, so the figure holds its part of that; ``layers`` says whose
-    part.
+    The floor is to read keys and values once.  Predicted is that partial results are written and read as well, at the
+    speed of a copy, and two launches.  A pass makes its list of items once, as the engine does; a layer's figure holds
+    its part of that, one in ``layers``.
     """
     figures = []
     for shape in SPEED_SHAPES:
@@ -73,6 +77,9 @@ def measure(
 
     seconds = _seconds(run, device) / layers
     floor = size / copy_bytes_per_second
+    chunks = -(-load.context // lanes_of(dtype, shape.dim))
+    partial = 2 * rows.slot.shape[0] * shape.heads * chunks * (shape.dim + 2) * 4
+    predicted = (size + partial) / copy_bytes_per_second + 2 * LAUNCH_SECONDS
     return {
         "shape": asdict(shape),
         **asdict(load),
@@ -80,6 +87,7 @@ def measure(
         "bytes": size,
         "microseconds": seconds * 1e6,
         "floor_microseconds": floor * 1e6,
+        "predicted_microseconds": predicted * 1e6,
         "share": floor / seconds,
     }
 

@@ -109,7 +109,7 @@ class Suite:
         """Attention's bits in any company, and its share of the copy bandwidth."""
         if not HAS_TRITON or self.device.type != "cuda":
             return {"skipped": "needs a CUDA device and Triton; the interpreter's products have other bits"}
-        found = run_checks(attention_checks(self.device, (self.dtype, torch.float32), self.quick))
+        found = run_checks(attention_checks(self.device, tuple(dict.fromkeys((self.dtype, torch.float32))), self.quick))
         speed = copy_bandwidth(self.device, 2**30)
         return {**found, "figures": attention_speed(self.device, self.dtype, speed)}
 

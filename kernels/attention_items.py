@@ -19,14 +19,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from redraft.kernels.rows import Rows
-from redraft.kernels.triton_support import CompileCase, check_tensor, jit, tl
+from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl
 
 PAGE = 128
 """Cells of a page; ``tree_attention.CHUNK``."""
+TILE = 16
+"""Rows times query heads of one product: the instruction's own size, so that no other is chosen for it."""
 ITEM_FIELDS = 5
 ROW_FIELDS = 5
+_OPERAND_BYTES = 2**15
+"""Shared memory for a chunk's keys, and as much for its values: consumer cards have 99 KiB."""
 _BLOCK = 128
 """Numbers that ``_fill`` reads or writes at a time."""
+
+
+def block_of(HD: int) -> int:
+    """``HD`` as tiles have it: a power of two."""
+    return max(16, next_power_of_2(HD))
+
+
+def lanes_of(dtype: torch.dtype, HD: int) -> int:
+    """Positions of a chunk for a cache of ``dtype`` and head size ``HD``; it divides a page.
+
+    Products of fp32 are made of three of tf32, which takes twice the room.  Raises ``ValueError`` for heads so large
+    that no chunk fits.
+    """
+    lanes = _OPERAND_BYTES // (block_of(HD) * dtype.itemsize * (2 if dtype == torch.float32 else 1))
+    if lanes < TILE:
+        raise ValueError(f"attention's kernel has no room for heads of {HD} in {dtype}")
+    return min(PAGE, lanes)
 
 
 @dataclass(frozen=True, slots=True)

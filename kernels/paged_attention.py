@@ -12,14 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from redraft.kernels.attention_items import attention_items
-from redraft.kernels.chunk_attention import (
-    TILE,
-    chunk_attention_kernel,
-    chunk_attention_twin,
-    lanes_of,
-    make_partial,
-)
+from redraft.kernels.attention_items import TILE, attention_items, lanes_of
+from redraft.kernels.chunk_attention import chunk_attention_kernel, chunk_attention_twin, make_partial
 from redraft.kernels.rows import Rows
 from redraft.kernels.sum_chunks import sum_chunks_kernel, sum_chunks_twin
 
@@ -65,10 +59,12 @@ class PagedAttention:
         """What is the same in every layer: the items and room for partial results."""
         lanes, R = lanes_of(dtype, HD), self.rows.position.shape[0]
         chunks = -(-self.bound // lanes)
+        affordable = max(WORKSPACE_BYTES // (chunks * HQ * (HD + 2) * 4), 1)
         run = TILE if chunks <= FAR else 4 * TILE
-        # as many rows as there is room for, but no more than there are: the list is as long as a slab
-        affordable = min(WORKSPACE_BYTES // (chunks * HQ * (HD + 2) * 4), R + run - 1)
-        slab = max(affordable // run, 1) * run
+        while run > affordable:
+            run //= 2
+        # no more rows than there are: the list has room for a whole slab
+        slab = min(affordable, R + run - 1) // run * run
         self.items = attention_items(self.rows, self.page_table, chunks, lanes=lanes, run=run, slab=slab)
         self.partial = make_partial(min(slab, R), HQ, chunks, HD, self.page_table.device)
         self.sizes = dtype, HQ, HD

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redraft.kernels.attention_items import Items
-from redraft.kernels.chunk_attention import Partial, block_of
+from redraft.kernels.attention_items import Items, block_of
+from redraft.kernels.chunk_attention import Partial
 from redraft.kernels.triton_support import CompileCase, jit, tl
 
 STEP = 16

@@ -57,6 +57,9 @@ def test_speed_is_a_share_of_the_bytes_that_have_to_be_read() -> None:
     figure = measure(DEVICE, torch.float16, Shape(2, 1, 16), Load(2, 3, 140), 1e9)
     assert figure["bytes"] == 2 * 140 * 2 * 16 * 2 * 1
     assert figure["floor_microseconds"] == pytest.approx(figure["bytes"] / 1e3)
+    # 6 rows of 2 heads and 2 chunks: 18 numbers each, written and read; two launches
+    partial = 2 * 6 * 2 * 2 * 18 * 4
+    assert figure["predicted_microseconds"] == pytest.approx((figure["bytes"] + partial) / 1e3 + 5)
     assert figure["share"] == pytest.approx(figure["floor_microseconds"] / figure["microseconds"])
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from redraft.benchmarks.attention_cases import Case, Texts, chain, comb
 from redraft.kernels import paged_attention
-from redraft.kernels.attention_items import attention_items, attention_items_twin
-from redraft.kernels.chunk_attention import lanes_of
+from redraft.kernels.attention_items import attention_items, attention_items_twin, lanes_of
 from redraft.kernels.paged_attention import PagedAttention, PagedTwin
 from redraft.kernels.tree_attention import CHUNK, TwinAttention
 
@@ -50,7 +49,6 @@ def attend(case: Case, bound: int = 0, programs: int = 3, first: int = 0) -> Ten
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "dtype"),
     [
-        (2, 2, 64, torch.float32),
         (3, 1, 64, torch.float32),
         (8, 2, 128, torch.float16),
         (8, 1, 128, torch.float32),
@@ -111,7 +109,20 @@ def test_a_row_has_its_bits_alone_in_prefill_in_chains_and_in_trees(
     assert met == set(EDGES)
 
 
-@pytest.mark.parametrize("neighbours", [2, 15, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_broken_token_does_not_reach_the_rows_before_it(dtype: torch.dtype, kernel_device: torch.device) -> None:
+    texts = Texts(1, 2, 1, 64, dtype)
+    case = texts.tree((0, 125, [0, 0, 1, 2, 3], [2, 3, 4]))
+    for node, broken in ((2, torch.nan), (3, torch.inf), (4, -torch.inf)):
+        cell = texts.cells(0, torch.tensor(125 + node))
+        case.key[cell], case.value[cell] = torch.nan, broken
+    out = attend(case.to(kernel_device))
+    for row in (0, 1):
+        alone = attend(texts.tree(chain(0, 125 + row, 1)).to(kernel_device))
+        assert torch.equal(alone[0], out[row])
+
+
+@pytest.mark.parametrize("neighbours", [2, 64])
 def test_neighbours_leave_no_trace(neighbours: int, kernel_device: torch.device) -> None:
     slots = 6
     texts = Texts(slots, 2, 1, 64)
@@ -131,7 +142,10 @@ def test_slabs_and_runs_move_no_bit(kernel_device: torch.device, monkeypatch: py
     case = texts.tree(comb(0, 120, 5), chain(1, 3, 10), chain(2, 200, 3), padding=4).to(kernel_device)
     out = attend(case)
     monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 0)
-    assert torch.equal(attend(case), out), "slabs of 16 rows"
+    assert torch.equal(attend(case), out), "slabs of one row"
+    monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 8 * 2 * 2 * 66 * 4)
+    assert torch.equal(attend(case), out), "slabs of 8 rows"
+    monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 2**20)
     monkeypatch.setattr(paged_attention, "FAR", 0)
     assert torch.equal(attend(case), out), "runs of 64 rows"
 
