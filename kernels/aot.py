@@ -70,7 +70,6 @@ def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int
         "num_stages": case.num_stages,
         "maxnreg": case.maxnreg,
         "enable_fp_fusion": case.enable_fp_fusion,
-        "maxnreg": case.maxnreg,
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:

@@ -58,8 +58,6 @@ class CompileCase:
     """Integers that are multiples of 16 at launch, which Triton specialises on."""
     enable_fp_fusion: bool = True
     """False keeps products and sums apart (no fused multiply-add), as the launch of a bit-exact kernel must."""
-    maxnreg: int | None = None
-    """Registers per thread at most."""
 
 
 def use_triton(*tensors: torch.Tensor) -> bool:
