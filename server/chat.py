@@ -10,8 +10,9 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 
 from redraft.server.body import StrictRoute
+from redraft.server.chat_grammar import chat_grammar
 from redraft.server.choice import Delta
-from redraft.server.conversation import callable_tools, encode, reader_of, render
+from redraft.server.conversation import callable_tools, encode, reader_of, render, thinks_already
 from redraft.server.describe import GENERATION
 from redraft.server.engine.types import EngineInfo
 from redraft.server.intake import plan, room
@@ -33,7 +34,6 @@ from redraft.server.reply_logprobs import ChatLogprobs, TokenBytes, chat_logprob
 from redraft.server.respond import respond
 from redraft.server.schema_chat import ChatRequest
 from redraft.server.service import ServiceDep
-from redraft.server.structured import enforced
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])
 
@@ -54,7 +54,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     prompt = await encode(service, info, body, text)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sized = [(prompt, room(prompt, asked, None, info, "messages"))]
-    grammar = await enforced(body)
+    grammar = await chat_grammar(service, body, tools, thinks_already(service, body, text))
     form = ChatForm(info, body, prompt, service.tokenizer.token_bytes)
     generation = plan(service, info, body, form.id, sized, grammar, reader_of(service, body, tools, text))
     return await respond(request, body, generation, form, info.max_nodes)

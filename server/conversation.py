@@ -58,14 +58,15 @@ def callable_tools(service: Service, body: ChatRequest) -> list[Tool]:
             'give tool_choice: "none".',
             "tools_not_supported",
         )
-    if body.tool_choice != "auto":
-        # a model can only be held to a call by a grammar
-        raise invalid(
-            "tool_choice",
-            'Only "auto" and "none" are supported: this server cannot force a tool call.',
-            "unsupported_parameter",
-        )
     return tools
+
+
+def thinks_already(service: Service, body: ChatRequest, prompt: str) -> bool:
+    """Whether a reply to ``prompt`` begins inside the model's reasoning."""
+    tags = service.formats.tags
+    if tags is None:
+        return False
+    return tags.left_open(body.messages[-1].content or "") if body.continue_final_message else tags.opened_by(prompt)
 
 
 def reader_of(service: Service, body: ChatRequest, tools: list[Tool], prompt: str) -> Callable[[], OutputReader] | None:
@@ -73,9 +74,7 @@ def reader_of(service: Service, body: ChatRequest, tools: list[Tool], prompt: st
     tags, calls = service.formats.tags, service.formats.calls if tools else None
     if tags is None and calls is None:
         return None
-    opened = tags is not None and (
-        tags.left_open(body.messages[-1].content or "") if body.continue_final_message else tags.opened_by(prompt)
-    )
+    opened = thinks_already(service, body, prompt)
     schemas = {tool.function.name: tool.function.parameters or {} for tool in tools}
     most = None if body.parallel_tool_calls else 1
     return lambda: OutputReader(

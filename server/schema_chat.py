@@ -165,8 +165,8 @@ class ChatRequest(Conversation, ChatSampling, GenerationRequest):
 
     tool_choice: ToolChoice = Field(
         default="auto",
-        description="Whether tools may be called (`auto`) or not (`none`: the model is not shown them). `required` and "
-        "a named function are refused as long as this server cannot hold a model to a grammar.",
+        description="Whether tools may be called (`auto`) or not (`none`: the model is not shown them), must be "
+        "(`required`), or which one must be.",
     )
     parallel_tool_calls: Bool = Field(
         default=True, description="Whether a reply may have several calls; false ends it behind the first."

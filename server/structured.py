@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, grammar_from
 
-from redraft.server.errors import clip, invalid
+from redraft.server.errors import ApiError, clip, invalid
 from redraft.server.limits import MAX_GRAMMAR_CHARS, MAX_MESSAGE_CHARS
 from redraft.server.schema_structured import JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, TextFormat
 from redraft.server.schemas import GenerationRequest
@@ -33,11 +33,16 @@ async def enforced(body: GenerationRequest) -> str | None:
     if body.form is None:
         return None
     form, param = body.form
+    check_ends(body, param)
+    # large ones take a tenth of a second, in which others' streams go on
+    return await asyncio.to_thread(grammar, form, param)
+
+
+def check_ends(body: GenerationRequest, param: str) -> None:
+    """400 when ``body`` wants another end than the form that ``param`` asks for has."""
     if body.ignore_eos or body.min_tokens:
         name = "ignore_eos" if body.ignore_eos else "min_tokens"
         raise invalid(name, f"{name} cannot be given beside {param}: a form says itself where it ends.", "conflict")
-    # large ones take a tenth of a second, in which others' streams go on
-    return await asyncio.to_thread(grammar, form, param)
 
 
 def grammar(form: Form, param: str) -> str | None:
@@ -45,17 +50,17 @@ def grammar(form: Form, param: str) -> str | None:
     try:
         made = _grammar(form)
     except ValueError as error:
-        raise _refused(param, str(error)) from None
+        raise refused(param, str(error)) from None
     if made is None:
         return None
     if len(made) > MAX_GRAMMAR_CHARS:
-        raise _refused(param, f"it is longer than {MAX_GRAMMAR_CHARS} characters")
+        raise refused(param, f"it is longer than {MAX_GRAMMAR_CHARS} characters")
     failed, found = LLMatcher.validate_grammar_with_warnings(made)
     if failed:
-        raise _refused(param, found[0])
+        raise refused(param, found[0])
     if found:
         # all there are, of grammars without a tokenizer: special tokens, which would end up as text nobody sees
-        raise _refused(param, "special tokens are not taken in grammars")
+        raise refused(param, "special tokens are not taken in grammars")
     return made
 
 
@@ -94,6 +99,7 @@ def _parsed(text: str) -> Any:
         raise ValueError("json is a text, but not one of valid JSON") from None
 
 
-def _refused(param: str, why: str) -> Exception:
+def refused(param: str, why: str) -> ApiError:
+    """What is told of a form that cannot be enforced."""
     reason = clip(" ".join(why.split()), MAX_MESSAGE_CHARS // 2)
     return invalid(param, f"This form cannot be enforced: {reason}", "invalid_grammar")

@@ -50,6 +50,10 @@ class TextTokenizer:
         """Token ids of ``text``; ``special_tokens`` adds those that the tokenizer puts around a text."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
+    def special_id(self, text: str) -> int | None:
+        """The special token that ``text`` is; None where it is text like any other."""
+        return next((number for number, content in self._special.items() if content == text), None)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)

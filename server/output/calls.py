@@ -27,6 +27,12 @@ class CallParser:
     """What a call opens with."""
     closer = ""
     """What a call ends with, if anything; a missing one is forgiven."""
+    arguments_key: str | None = None
+    """Of a call that is a JSON object of ``name`` and this; None for calls that are none."""
+    before, after = "", ""
+    """What stands around such an object where a model is held to a call."""
+    separator: str | None = None
+    """What stands between two of them; None where there is only one."""
 
     def __init__(self, tools: Schemas, *, most: int | None = None) -> None:
         """``most``: how many calls a reply may have; None for any number."""

@@ -57,6 +57,9 @@ class JsonCalls(CallParser):
 
     marker = "<tool_call>"
     closer = "</tool_call>"
+    arguments_key: str | None = "arguments"
+    before, after = "<tool_call>\n", "\n</tool_call>"
+    separator: str | None = "\n"
 
     def __init__(self, tools: Schemas, *, most: int | None = None) -> None:
         """See ``CallParser``."""
@@ -123,6 +126,9 @@ class LlamaCalls(JsonCalls):
 
     marker = "<|python_tag|>"
     closer = ""
+    arguments_key = "parameters"
+    before, after = "", ""
+    separator = "; "
 
     def _start(self) -> bool:
         return self._object_behind("")

@@ -162,15 +162,6 @@ def knowing_tools(tokenizer, more=""):
     return TextTokenizer(tokenizer._tokenizer, ChatTemplate(TALK + "{{ tools }}" + more, {}))
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
-def test_a_call_cannot_be_forced_yet(serve, canned, tokenizer, check, choice):
-    server = serve(canned.engine("fine"), knowing_tools(tokenizer, "{# <tool_call> #}"))
-    body = {**GOOD, "tools": [tool()], "tool_choice": choice}
-    assert "cannot force" in check(server.http.post("/v1/chat/completions", json=body), 400, "tool_choice")["message"]
-    for choice in ("auto", "none"):
-        assert server.http.post("/v1/chat/completions", json={**body, "tool_choice": choice}).status_code == 200
-
-
 def test_calls_that_nobody_can_read_are_not_asked_for(serve, canned, tokenizer, check):
     server = serve(canned.engine("fine"), knowing_tools(tokenizer))
     error = check(server.http.post("/v1/chat/completions", json={**GOOD, "tools": [tool()]}), 400, "tools")
