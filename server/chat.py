@@ -87,7 +87,7 @@ class ChatForm:
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             deltas.append((ChatDelta(role="assistant", content=""), None))
-        if delta.text:
+        if delta.text or delta.rounds:
             deltas.append((ChatDelta(content=delta.text), None))
         if delta.finish_reason is not None:
             deltas.append((ChatDelta(), delta.finish_reason))

@@ -15,6 +15,7 @@ from redraft.server.engine.types import FinishReason, RedraftError, Request, Rou
 from redraft.server.errors import ApiError, unavailable
 from redraft.server.record import ChoiceRecord
 from redraft.server.replies import Finish
+from redraft.server.rounds import Round, RoundWriter
 from redraft.server.stops import StopStrings
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,8 @@ class Delta:
     text: str
     finish_reason: Finish | None = None
     """Set with the choice's last delta."""
+    rounds: tuple[Round, ...] = ()
+    """What it came of, if the client asked."""
 
 
 class Choice:
@@ -41,8 +44,12 @@ class Choice:
         stops: StopStrings,
         end_tokens: frozenset[int],
         record: Callable[[], ChoiceRecord],
+        rounds: RoundWriter | None = None,
     ) -> None:
-        """``record`` starts the choice's clock; ``end_tokens`` end the text and show none themselves."""
+        """``record`` starts the choice's clock; ``end_tokens`` end the text and show none themselves.
+
+        ``rounds``: given where the client wants to see them.
+        """
         self.index = index
         self._request = request
         self._detokenizer = detokenizer
@@ -50,6 +57,9 @@ class Choice:
         self._end_tokens = end_tokens
         self._made = 0
         """Tokens so far."""
+        self._rounds = rounds
+        self._pieces: list[str] = []
+        """Texts of the newest round's tokens."""
         self.record = record()
 
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
@@ -73,32 +83,40 @@ class Choice:
             self.record.arrived(output)
             text = self._take(output)
             if self._stops.matched:
-                emit(Delta(self.index, text, "stop"))
+                emit(Delta(self.index, text, "stop", self._shown_round(output)))
                 return FinishReason.STOP
             if output.finish_reason is None:
-                if text:
-                    emit(Delta(self.index, text))
+                if text or self._rounds is not None:
+                    emit(Delta(self.index, text, None, self._shown_round(output)))
                 continue
-            text += self._shown(self._detokenizer.finish())
+            tail = self._detokenizer.finish()
+            text += self._shown(tail)
             text += self._stops.finish()
             finish = "stop" if self._stops.matched else _finish(engine, output)
-            emit(Delta(self.index, text, finish))
+            emit(Delta(self.index, text, finish, self._shown_round(output, tail)))
             return FinishReason(finish)
         raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
 
     def _take(self, output: RoundOutput) -> str:
         """Text that ``output`` adds; counts its tokens up to a stop string's last."""
         text = ""
-        taken = 0
+        self._pieces = []
         for token in output.tokens:
-            taken += 1
             self._made += 1
-            if token not in self._end_tokens:
-                text += self._shown(self._detokenizer.push(token))
-                if self._stops.matched:
-                    break
-        self.record.took(taken)
+            piece = "" if token in self._end_tokens else self._detokenizer.push(token)
+            self._pieces.append(piece)
+            text += self._shown(piece)
+            if self._stops.matched:
+                break
+        self.record.took(len(self._pieces))
         return text
+
+    def _shown_round(self, output: RoundOutput, tail: str = "") -> tuple[Round, ...]:
+        """The newest round, if rounds are shown; ``tail`` is what was kept back of its text."""
+        if self._rounds is None or not self._pieces:
+            return ()
+        self._pieces[-1] += tail
+        return (self._rounds.write(output, self._pieces, self.record.seconds),)
 
     def _shown(self, piece: str) -> str:
         """What of ``piece`` is certain to be shown; text of the tokens that had to be made holds no stop string."""

@@ -14,6 +14,7 @@ from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import THREAD_CHARS
 from redraft.server.record import ChoiceRecord
+from redraft.server.rounds import RoundWriter
 from redraft.server.schemas import GenerationRequest
 from redraft.server.service import Service
 from redraft.server.stops import StopStrings
@@ -89,6 +90,7 @@ def plan(
                 max_nodes=body.max_nodes,
                 grammar=grammar,
                 cache_salt=body.cache_salt or "",
+                show_tree=body.include_rounds,
             ),
             number * body.n + index,
         )
@@ -113,6 +115,7 @@ def _choice(
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
         lambda: ChoiceRecord(recorder, len(request.prompt)),
+        RoundWriter(service.tokenizer, request.prompt[-1]) if body.include_rounds else None,
     )
 
 

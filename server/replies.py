@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from redraft.server.rounds import Round
+
 Finish = Literal["stop", "length"]
 
 
@@ -58,6 +60,9 @@ class Envelope(BaseModel):
     system_fingerprint: str = Field(description="Same fingerprint, request and seed: same tokens, bit for bit.")
     usage: Usage | None = None
     metrics: ReplyMetrics | None = Field(default=None, description="With `include_metrics`, absent otherwise.")
+    rounds: list[Round] | None = Field(
+        default=None, description="With `include_rounds`, absent otherwise: all rounds, or a chunk's."
+    )
 
 
 class CompletionChoice(BaseModel):

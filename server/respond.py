@@ -16,6 +16,7 @@ from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
 from redraft.server.limits import PING_SECONDS
 from redraft.server.replies import Envelope, ReplyMetrics
+from redraft.server.rounds import Round
 from redraft.server.schemas import GenerationRequest
 
 CLIENT_CLOSED_REQUEST = 499
@@ -48,10 +49,13 @@ async def respond(
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        reply = form.whole(work.result())
+        deltas = work.result()
+        reply = form.whole(deltas)
         reply.usage = generation.usage
         if body.include_metrics:
             reply.metrics = _metrics(generation, max_nodes)
+        if body.include_rounds:
+            reply.rounds = list(deltas[0].rounds)
         return Response(_json(reply, usage=True), media_type="application/json")
     finally:
         generation.close()
@@ -92,6 +96,8 @@ async def _events(
             chunks = form.chunks(delta)
             if delta.finish_reason is not None and body.include_metrics and not body.include_usage:
                 chunks[-1].metrics = _metrics(generation, max_nodes)
+            if delta.rounds:
+                chunks[-1].rounds = list(delta.rounds)
             for chunk in chunks:
                 yield _event(chunk, body)
             # neither a full queue nor a socket that takes everything lets go of the loop by itself
@@ -114,8 +120,8 @@ def _event(chunk: Envelope, body: GenerationRequest) -> bytes:
 
 
 def _json(reply: Envelope, *, usage: bool) -> str:
-    """``usage`` also where it is null, if at all; ``metrics`` only where there are some."""
-    absent = ({"metrics"} if reply.metrics is None else set()) | (set() if usage else {"usage"})
+    """``usage`` also where it is null, if at all; ``metrics`` and ``rounds`` only where there are some."""
+    absent = {name for name in ("metrics", "rounds") if getattr(reply, name) is None} | (set() if usage else {"usage"})
     return reply.model_dump_json(exclude=absent)
 
 
@@ -127,12 +133,16 @@ def _metrics(generation: Generation, max_nodes: int) -> ReplyMetrics:
 async def _collect(generation: Generation) -> list[Delta]:
     """One delta per choice, in order, with all of its text."""
     texts: list[list[str]] = [[] for _ in generation.choices]
+    rounds: list[list[Round]] = [[] for _ in generation.choices]
     ends: dict[int, Delta] = {}
     while (delta := await generation.next()) is not None:
         texts[delta.index].append(delta.text)
+        rounds[delta.index] += delta.rounds
         if delta.finish_reason is not None:
             ends[delta.index] = delta
-    return [Delta(index, "".join(text), ends[index].finish_reason) for index, text in enumerate(texts)]
+    return [
+        Delta(index, "".join(text), ends[index].finish_reason, tuple(rounds[index])) for index, text in enumerate(texts)
+    ]
 
 
 async def _disconnected(request: Request) -> None:

@@ -132,6 +132,10 @@ class GenerationRequest(SamplingFields, StructuredFields):
     include_metrics: Bool = Field(
         default=False, description="Add `metrics`, the reply's own statistics. One choice only."
     )
+    include_rounds: Bool = Field(
+        default=False,
+        description="Add `rounds`: what each round committed, and the tree that it verified. One choice only.",
+    )
 
     _drop_neutral = model_validator(mode="before")(_few_fields)
 
@@ -141,6 +145,8 @@ class GenerationRequest(SamplingFields, StructuredFields):
             raise _conflict("stream_options", "is only allowed with stream: true")
         if self.include_metrics and self.n > 1:
             raise _conflict("include_metrics", "is only allowed for one choice")
+        if self.include_rounds and self.n > 1:
+            raise _conflict("include_rounds", "is only allowed for one choice")
         return self
 
     @property
@@ -181,6 +187,8 @@ class CompletionRequest(GenerationRequest):
             raise _conflict("n", f"times the number of prompts must be at most {MAX_CHOICES}")
         if self.include_metrics and len(self.prompt) > 1:
             raise _conflict("include_metrics", "is only allowed for one choice")
+        if self.include_rounds and len(self.prompt) > 1:
+            raise _conflict("include_rounds", "is only allowed for one choice")
         return self
 
 
