@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from redraft.server import chat, completions, system
-from redraft.server.auth import ApiKeyMiddleware
+from redraft.server import chat, completions, live_page, system
+from redraft.server.auth import OPEN_PATHS, ApiKeyMiddleware
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
@@ -49,7 +49,10 @@ def create_app(
     app.state.service = Service(engine, tokenizer, settings, metrics)
     install_error_handlers(app)
     if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys)
+        shown = frozenset(live_page.PATHS) if settings.page else frozenset()
+        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, open_paths=OPEN_PATHS | shown)
     for routes in (completions.router, chat.router, system.router):
         app.include_router(routes)
+    if settings.page:
+        live_page.add_page(app)
     return app

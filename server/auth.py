@@ -1,6 +1,7 @@
 """API keys: pure ASGI, so that streams pass through untouched.
 
-Probes and metrics stay open, for they carry no content; everything else wants ``Authorization: Bearer <key>``.
+Probes, metrics and the page's files stay open, for they carry no content; everything else wants
+``Authorization: Bearer <key>``.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
 class ApiKeyMiddleware:
     """Answers 401 to requests that carry none of ``keys``."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str] = OPEN_PATHS) -> None:
         self.app = app
+        self._open_paths = open_paths
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._allowed(scope):
+        if scope["type"] != "http" or scope["path"] in self._open_paths or self._allowed(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(

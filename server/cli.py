@@ -85,6 +85,9 @@ def serve(
             envvar="REDRAFT_SERVED_MODEL_NAME", help="Name of the model towards clients; by default the target's."
         ),
     ] = None,
+    page: Annotated[
+        bool, typer.Option(envvar="REDRAFT_PAGE", help="Serve a page at / that shows the rounds as they come.")
+    ] = True,
 ) -> None:
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():
@@ -93,7 +96,8 @@ def serve(
         launch.check_address(host, port)
         keys = launch.check_keys(api_key or [])
         config = engine_config(context)
-        launch.serve(config, launch.server_settings(served_model_name or config.target_name, host, port, keys))
+        name = served_model_name or config.target_name
+        launch.serve(config, launch.server_settings(name, host, port, keys, page=page))
 
 
 @app.command()

@@ -44,9 +44,9 @@ def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def server_settings(name: str, host: str, port: int, keys: tuple[str, ...]) -> ServerSettings:
+def server_settings(name: str, host: str, port: int, keys: tuple[str, ...], *, page: bool = True) -> ServerSettings:
     """Settings of the HTTP side."""
-    return ServerSettings(served_model_name=name, host=host, port=port, api_keys=keys)
+    return ServerSettings(served_model_name=name, host=host, port=port, api_keys=keys, page=page)
 
 
 def serve(config: EngineConfig, settings: ServerSettings) -> None:
@@ -58,7 +58,8 @@ def serve(config: EngineConfig, settings: ServerSettings) -> None:
     def announce(info: EngineInfo, port: int) -> None:
         for note in info.notes:
             say(note)
-        say(f"Serving {settings.served_model_name} on {base_url(settings.host, port)}; try:")
+        way = "open it in a browser, or try" if settings.page else "try"
+        say(f"Serving {settings.served_model_name} on {base_url(settings.host, port)}; {way}:")
         say(example(settings, port, chat=tokenizer.chat_template is not None))
 
     run(app, settings, announce)

@@ -16,5 +16,7 @@ class ServerSettings:
     """0 takes a free port."""
     api_keys: tuple[str, ...] = ()
     """Empty: no key is asked for."""
+    page: bool = True
+    """Whether the live page is served at ``/``."""
     drain_seconds: int = 30
     """How long running requests may go on after SIGTERM."""

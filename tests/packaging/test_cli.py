@@ -39,6 +39,7 @@ SERVE_OPTIONS = (
     "port",
     "api-key",
     "served-model-name",
+    "page",
 )
 runner = CliRunner()
 

@@ -299,7 +299,6 @@ def test_a_body_that_does_not_arrive(server, monkeypatch):
 
 def test_unknown_paths_and_methods(server):
     for path in [
-        "/",
         "/v1",
         "/v1/embeddings",
         "/v1/completions/",
@@ -308,7 +307,8 @@ def test_unknown_paths_and_methods(server):
     ]:
         assert check(server.http.post(path, json=GOOD), 404, None)["code"] == "not_found"
     for method, path in [("GET", "/v1/completions"), ("PUT", "/v1/chat/completions"), ("DELETE", "/v1/models"),
-                         ("POST", "/health"), ("OPTIONS", "/v1/completions"), ("PATCH", "/metrics")]:  # fmt: skip
+                         ("POST", "/"), ("POST", "/health"), ("OPTIONS", "/v1/completions"),
+                         ("PATCH", "/metrics")]:  # fmt: skip
         reply = server.http.request(method, path)
         assert check(reply, 405, None)["code"] == "method_not_allowed"
         assert reply.headers["allow"]
