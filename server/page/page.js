@@ -21,6 +21,7 @@ function say(text) {
 
 function explain(error) {
   const asks = error.status === 401;
+  if (error.code === "model_not_found") model = null; // another server has taken this one's place
   find("key-form").hidden = !asks;
   if (asks) find("key").focus();
   find("problem").hidden = false;

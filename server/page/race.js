@@ -56,6 +56,7 @@ export class Race {
     this.plain = new Lane(find("plain"));
     this.speculative = new Lane(find("speculative"));
     this.frame = 0;
+    this.buttons = find("race-buttons");
     find("replay").addEventListener("click", () => this.replay());
     find("skip").addEventListener("click", () => this.show(Infinity));
   }
@@ -65,12 +66,20 @@ export class Race {
     cancelAnimationFrame(this.frame);
     this.section.hidden = false;
     this.section.scrollIntoView({ behavior: calm.matches ? "auto" : "smooth" });
+    this.buttons.hidden = true;
     this.verdict.textContent = "Measuring …";
+    delete this.verdict.dataset.equal;
     this.plain.clear();
     this.speculative.clear();
-    await this.measure(this.plain, "1 of 2: plain decoding", write({ speculation: { enabled: false } }), say);
-    await this.measure(this.speculative, "2 of 2: speculative decoding", write({}), say);
+    try {
+      await this.measure(this.plain, "1 of 2: plain decoding", write({ speculation: { enabled: false } }), say);
+      await this.measure(this.speculative, "2 of 2: speculative decoding", write({}), say);
+    } catch (error) {
+      this.verdict.textContent = "This race was not finished.";
+      throw error;
+    }
     this.verdict.textContent = this.outcome();
+    this.buttons.hidden = false;
     this.replay();
   }
 

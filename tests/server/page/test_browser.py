@@ -188,6 +188,20 @@ def test_a_race_says_where_texts_differ(visit, serve, answers):
     assert page.locator("#plain .text").text_content() == "Hello, world"
 
 
+def test_a_race_can_be_stopped(visit, serve, canned):
+    engine = canned.scripted(lambda request: [*canned.rounds(TEXT)[:3], None])
+    page = visit(serve(engine).url)
+    press(page, "Race plain decoding")
+    expect(page.locator("#plain .token")).to_have_count(6)
+    expect(page.locator("#verdict")).to_have_text("Measuring …")
+    expect(page.locator("#replay")).to_be_hidden()
+    press(page, "Stop")
+    expect(page.locator("#verdict")).to_have_text("This race was not finished.")
+    expect(status(page)).to_have_text("Stopped.")
+    assert engine.freed.wait(10)
+    assert len(engine.requests) == 1
+
+
 def test_it_waits_for_the_model(visit, serve, canned):
     engine = canned.engine(TEXT)
     info, engine.info = engine.info, None
