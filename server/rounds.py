@@ -33,7 +33,9 @@ class RoundNode(BaseModel):
 class Round(BaseModel):
     """One round: draft, verify, accept, commit."""
 
-    seconds: float = Field(description="From the request's submission to the round's end, by the server's clock.")
+    seconds: float = Field(
+        description="From the request's submission until the round reached the server, by its clock."
+    )
     tokens: list[RoundToken] = Field(
         description="What was committed; all rounds' texts, joined, are the reply's before a stop string is cut off."
     )

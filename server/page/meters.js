@@ -58,17 +58,21 @@ export class Meters {
   add(round) {
     this.totals.add(round);
     this.recent = [...this.recent, { seconds: round.seconds, tokens: round.tokens.length }].slice(-RECENT - 1);
+    this.measure();
+  }
+
+  show() {
     const { speed, tau, drafted, tokens } = this.totals;
     this.places.speed.textContent = shown(speed);
     this.places.tau.textContent = shown(tau, 2);
     this.places.share.textContent = `${Math.round((100 * drafted) / tokens)} %`;
     this.places.count.textContent = String(tokens);
-    this.draw();
+    for (const name of Object.keys(this.lines)) this.draw(name);
   }
 
-  draw() {
+  measure() {
     const later = this.recent.slice(1);
-    if (!later.length) return;
+    if (!later.length) return; // one round has no time of its own
     const tokens = later.reduce((sum, each) => sum + each.tokens, 0);
     const time = later.at(-1).seconds - this.recent[0].seconds;
     this.point("tau", tokens / later.length);
@@ -76,7 +80,11 @@ export class Meters {
   }
 
   point(name, value) {
-    const values = (this.values[name] = [...this.values[name], value].slice(-POINTS));
+    this.values[name] = [...this.values[name], value].slice(-POINTS);
+  }
+
+  draw(name) {
+    const values = this.values[name];
     const most = Math.max(...values);
     const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
     const x = (index) => (100 * index) / Math.max(values.length - 1, 1);

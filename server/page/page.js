@@ -1,6 +1,7 @@
 // Puts the page together: one job at a time, and what the server says about it.
 
 import { Problem, get, ready, useKey, write } from "./api.js";
+import { batched } from "./frames.js";
 import { Meters, shown } from "./meters.js";
 import { Race } from "./race.js";
 import { RoundList } from "./rounds.js";
@@ -76,19 +77,30 @@ async function writeText(signal) {
   meters.clear();
   rounds.clear();
   find("rounds-section").hidden = true;
-  for await (const round of write(find("prompt").value, settings(), signal)) {
-    const number = meters.totals.rounds;
-    for (const word of words(round)) {
-      word.dataset.round = number;
-      text.append(word);
-    }
-    text.scrollTop = text.scrollHeight;
-    find("rounds-section").hidden = false;
-    rounds.add(round);
-    meters.add(round);
+  const screen = batched(paint);
+  try {
+    for await (const round of write(find("prompt").value, settings(), signal)) screen.add(round);
+  } finally {
+    screen.flush();
   }
   const { tokens, seconds, speed, tau } = meters.totals;
   say(`Done: ${many(tokens, "token")} in ${seconds.toFixed(2)} s, ${shown(speed)} tokens per second, τ ${shown(tau, 2)}.`);
+}
+
+function paint(fresh) {
+  const text = find("text");
+  for (const round of fresh) {
+    for (const word of words(round)) {
+      word.dataset.round = meters.totals.rounds;
+      text.append(word);
+    }
+    meters.add(round);
+    rounds.add(round);
+  }
+  find("rounds-section").hidden = false;
+  text.scrollTop = text.scrollHeight;
+  rounds.show();
+  meters.show();
 }
 
 async function holdRace(signal) {

@@ -1,5 +1,6 @@
 // Plain against speculative decoding: measured one after the other, then shown side by side at their true times.
 
+import { batched } from "./frames.js";
 import { Totals, shown } from "./meters.js";
 import { many, words } from "./words.js";
 
@@ -85,9 +86,14 @@ export class Race {
 
   async measure(lane, name, rounds, say) {
     say(`${name} …`);
-    for await (const round of rounds) {
-      lane.rounds.push(round);
+    const screen = batched((fresh) => {
+      lane.rounds.push(...fresh);
       lane.show(Infinity, 0);
+    });
+    try {
+      for await (const round of rounds) screen.add(round);
+    } finally {
+      screen.flush();
     }
   }
 

@@ -31,7 +31,7 @@ export class RoundList {
     const number = this.rounds.push(round) - 1;
     const button = make("button", "round");
     button.type = "button";
-    button.tabIndex = number ? -1 : 0;
+    button.tabIndex = -1;
     button.dataset.round = number;
     button.setAttribute("aria-label", `${title(round, number)}: ${round.tokens.map(visible).join("")}`);
     round.tokens.forEach((token, index) => button.append(make("span", `chip ${kind(round, index)}`, visible(token))));
@@ -39,10 +39,13 @@ export class RoundList {
     item.append(button);
     this.list.append(item);
     this.buttons.push(button);
-    if (this.follows) {
-      this.select(number);
-      this.list.scrollTop = this.list.scrollHeight;
-    }
+  }
+
+  /** Bring the newest round into view, unless the reader looks at another. */
+  show() {
+    if (!this.follows) return;
+    this.select(this.rounds.length - 1);
+    this.list.scrollTop = this.list.scrollHeight;
   }
 
   select(number) {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from llguidance import LLMatcher
 
+from redraft.benchmarks.tiny import make_tiny_target
 from redraft.kernels.accept import accept_twin
 from redraft.kernels.pack_tree import pack_tree_twin
 from redraft.server.engine.acceptance import Proposal
@@ -96,3 +99,27 @@ def test_only_requests_that_ask_get_them(tiny_target: Callable[[str], Path]) -> 
     assert sum(output.accepted for output in outputs["asks"]) > 0
     assert any(not node.accepted for output in outputs["asks"] for node in output.tree)
     assert [o.tokens for o in outputs["asks"]] == [o.tokens for o in outputs["does not"]]
+
+
+def test_what_a_grammar_drafts_is_seen_with_and_without_a_draft_beside_it(tmp_path: Path) -> None:
+    folder = make_tiny_target(tmp_path / "tiny", tokenizer=True)
+    config = EngineConfig(
+        str(folder), "tiny", "", "ngram", device="cpu", dtype="fp32", self_check=False, measure_costs=False
+    )
+    engine = build_engine(config)
+    step = engine.pacer.step
+    grammar = LLMatcher.grammar_from_regex("(the same words|the other words) again and again")
+    request = Request("a", (5, 6, 7), SamplingParams(60, temperature=0.0), grammar=grammar, show_tree=True)
+    rounds = []
+    for drafting in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not drafting:
+                patch.setattr(engine.pacer, "step", lambda *args: replace(step(*args), drafting=False, nodes=0))
+            engine.submit(request)
+            outputs: list[RoundOutput] = []
+            while engine.busy:
+                outputs += engine.step().outputs
+        assert all(len(output.tree) == output.drafted for output in outputs)
+        assert sum(output.accepted for output in outputs) == sum(n.accepted for o in outputs for n in o.tree) > 5
+        rounds.append([token for output in outputs for token in output.tokens])
+    assert rounds[0] == rounds[1]
