@@ -33,6 +33,8 @@ def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("there is no chromium here (Debian: apt-get install chromium)")
+    # a busy machine is slow, and no test is to fail for that
+    sync_api.expect.set_options(timeout=20_000)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -63,7 +65,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def open_page(url: str, expected: Sequence[str] = (), **options: Any) -> Any:
         page = browser.new_page(**options)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         visits.append(made := Visit(page, url, expected))
         page.on("console", lambda message: made.said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: made.said.append(f"error: {error}"))
