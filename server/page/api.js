@@ -33,6 +33,7 @@ async function ask(path, options = {}) {
 /** `reply` where all is well; otherwise the API's own words. */
 async function checked(reply) {
   if (reply.ok) return reply;
+  if (reply.status === 401 && key) throw new Problem("The server did not accept this key.", 401);
   const error = (await reply.json().catch(() => null))?.error;
   throw new Problem(error?.message ?? `The server answered ${reply.status}.`, reply.status, error?.code);
 }

@@ -15,6 +15,7 @@ const race = new Race(find);
 let model = null;
 let job = null; // the AbortController of what runs
 let retry = null; // what to do once there is a key
+let given = false; // whether there was one
 
 function say(text) {
   find("status").textContent = text;
@@ -25,7 +26,7 @@ function explain(error) {
   if (error.code === "model_not_found") model = null; // another server has taken this one's place
   find("key-form").hidden = !asks;
   if (asks) find("key").focus();
-  find("problem").hidden = false;
+  find("problem").hidden = asks && !given; // that a key is wanted, the form says
   find("problem").textContent = error instanceof Problem ? error.message : `Something went wrong here: ${error.message}`;
   say("");
 }
@@ -125,6 +126,7 @@ find("stop").addEventListener("click", () => job?.abort());
 find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(find("key").value);
+  given = true;
   find("key").value = "";
   find("key-form").hidden = true;
   find("prompt").focus();
