@@ -1,6 +1,7 @@
 """API keys: pure ASGI, so that streams pass through untouched.
 
-Probes, metrics and the page's files stay open, for they carry no content; everything else wants
+Probes and metrics stay open unless they are guarded, and the page's files in any case, for they carry no content;
+everything else wants
 ``Authorization: Bearer <key>``.
 """
 
@@ -14,20 +15,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from redraft.server.errors import ApiError, error_response
 from redraft.server.limits import MAX_KEY_BYTES
+from redraft.server.settings import Guard
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
+PROBES = frozenset({"/health", "/ready"})
+OPEN_PATHS: dict[Guard, frozenset[str]] = {
+    "none": PROBES | {"/version", "/metrics"},
+    "metrics": PROBES,
+    "all": frozenset(),
+}
 
 
 class ApiKeyMiddleware:
     """Answers 401 to requests that carry none of ``keys``."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str] = OPEN_PATHS) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], guard: Guard, shown: frozenset[str] = frozenset()) -> None:
+        """``shown``: paths that never want a key."""
         self.app = app
-        self._open_paths = open_paths
+        self._open = OPEN_PATHS[guard] | shown
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths or self._allowed(scope):
+        if scope["type"] != "http" or scope["path"] in self._open or self._allowed(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(

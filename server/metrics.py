@@ -1,4 +1,4 @@
-"""Prometheus metrics of the server.  Labels are the model and the draft, never anything of a request.
+"""Prometheus metrics of the server.  Labels are the model and mostly the draft, never anything of a request.
 
 A *round* is one ``RoundOutput`` that carries tokens; without a draft each round gives one token, and is counted too, so
 that rounds and acceptance length mean the same with and without speculation.  Counters are what to compute rates from;
@@ -8,7 +8,7 @@ the gauges over the last ten seconds are for people.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -45,6 +45,12 @@ class Metrics:
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens whose prefill ended, once per choice.")
         self.generated = counter("generation_tokens", "Tokens made, up to each choice's finish.")
         self.requests = counter("requests", "Choices that ended.", "finish_reason")
+        self._limits = Counter(
+            "redraft_limits_hit",
+            "Requests that a limit of the server refused or ended.",
+            ("model_name", "limit"),
+            registry=registry,
+        )
         self.acceptance_length = histogram(
             "acceptance_length", "Tokens committed per round, the bonus token included.", LENGTH_EDGES
         )
@@ -57,6 +63,15 @@ class Metrics:
         )
         self.duration = histogram("request_duration_seconds", "From submission to the end.", DURATION_EDGES)
         self._recorders: dict[str, Recorder] = {}
+
+    def announce_limits(self, limits: Iterable[str]) -> None:
+        """Show each of ``limits`` with the count 0, so that the first hit is a rise."""
+        for limit in limits:
+            self._limits.labels(self.model_name, limit)
+
+    def limit_hit(self, limit: str) -> None:
+        """``limit`` (admission.py has their names) refused or ended a request."""
+        self._limits.labels(self.model_name, limit).inc()
 
     def recorder(self, draft: str) -> Recorder:
         """Where to count what happens under ``draft``."""

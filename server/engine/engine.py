@@ -7,6 +7,7 @@ together, so that callers can deliver tokens and take in requests between two pa
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
@@ -22,6 +23,7 @@ from redraft.server.engine.graphs import Graphs, Recorder
 from redraft.server.engine.guiding import TreeMasks, force, is_guided
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.progress import say
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
@@ -104,8 +106,20 @@ class Engine:
         """Make room, admit what fits, run one pass, read back what is due."""
         outputs = self._make_room()
         for sequence in self.scheduler.admit():
-            self.state.admit(sequence, self.pacer.allowed(sequence))
-            self._begin_decoding(sequence)
+            outputs += self._admit(sequence)
+        try:
+            self._pass()
+            self.scheduler.relief.passed()
+        except torch.OutOfMemoryError as error:
+            outputs += self._relieve(error)
+        while len(self.pending) > self._behind():
+            outputs += self._collect(self.pending.popleft())
+        if not self.busy:
+            self.scheduler.check_integrity()
+        return StepOutput(tuple(outputs), self.scheduler.stats())
+
+    def _pass(self) -> None:
+        """One pass for everybody who runs."""
         decoding = self.scheduler.decoding()
         pace = self.pacer.step(decoding, self.scheduler.prefilling())
         chunks = self.scheduler.prefill(pace.prefill)
@@ -121,11 +135,41 @@ class Engine:
             chunk.sequence.prefilled(chunk.count)
             self.scheduler.publish(chunk.sequence)
             self._begin_decoding(chunk.sequence)
-        while len(self.pending) > self._behind():
+
+    def _admit(self, sequence: Sequence) -> list[RoundOutput]:
+        """Bring a request onto the device; what is wrong with one alone ends that one."""
+        try:
+            self.state.admit(sequence, self.pacer.allowed(sequence))
+        except torch.AcceleratorError:
+            # the device itself has failed
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            return [self._fail(sequence, f"the request could not be begun ({type(error).__name__})")]
+        self._begin_decoding(sequence)
+        return []
+
+    def _relieve(self, error: torch.OutOfMemoryError) -> list[RoundOutput]:
+        """After a pass without enough memory: rounds before it count, and everybody else tries again (relief.py)."""
+        outputs: list[RoundOutput] = []
+        ran = len(self.scheduler.running)
+        say(f"out of device memory in a pass for {ran} requests: {str(error).partition('.')[0]}")
+        self.scheduler.relief.failed(ran)
+        # some may turn out to have ended before; who is left of several was not alone in the pass
+        while self.pending:
             outputs += self._collect(self.pending.popleft())
-        if not self.busy:
-            self.scheduler.check_integrity()
-        return StepOutput(tuple(outputs), self.scheduler.stats())
+        if ran == 1:
+            reason = "the device has not enough memory for this request, even alone"
+            outputs += [self._fail(sequence, reason) for sequence in list(self.scheduler.running.values())]
+        for slot in self.scheduler.vacate_all():
+            self.state.release(slot)
+        if self.state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return outputs
+
+    def _fail(self, sequence: Sequence, reason: str) -> RoundOutput:
+        self._release(sequence.request.request_id)
+        return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=reason)
 
     def _behind(self) -> int:
         """Rounds that need not be read yet."""

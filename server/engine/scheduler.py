@@ -20,6 +20,7 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.grammar import Matcher
 from redraft.server.engine.pages import PagePool
 from redraft.server.engine.prefix import PageKeys
+from redraft.server.engine.relief import Relief
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.types import EngineStats, Request
 
@@ -50,6 +51,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}
         """Oldest first."""
+        self.relief = Relief(slots)
         self.preemptions = 0
         self.prompt_tokens = 0
         """Of all prompts that were admitted, and how many of them were found computed."""
@@ -103,7 +105,7 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Move requests from the head of the queue into slots while slots and pages last."""
         admitted = []
-        while self.waiting and self._slots:
+        while self.waiting and self._slots and len(self.running) < self.relief.most:
             sequence = self.waiting[0]
             shared = self._find(sequence)
             for page in shared:
@@ -162,7 +164,12 @@ class Scheduler:
             preemptions=self.preemptions,
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.reused_tokens,
+            out_of_memory=self.relief.failures,
         )
+
+    def vacate_all(self) -> list[int]:
+        """Send everybody who runs back to the head of the queue, in order; returns their slots."""
+        return [self._preempt() for _ in range(len(self.running))]
 
     def check_integrity(self) -> None:
         """Slots are held once each and pages as the pool knows, by running requests only; else ``AssertionError``."""
