@@ -13,7 +13,7 @@ from redraft.server.engine.types import RoundOutput, TreeNode
 class RoundToken(BaseModel):
     """A token that a round committed."""
 
-    id: int
+    id: int = Field(description="The token's, in the target's vocabulary.")
     text: str = Field(
         description="What it adds to the text: nothing for the end of a turn, nor while a character is unfinished."
     )
@@ -23,10 +23,10 @@ class RoundToken(BaseModel):
 class RoundNode(BaseModel):
     """A drafted token that the target verified."""
 
-    id: int
+    id: int = Field(description="The token's, in the target's vocabulary.")
     text: str = Field(description="As it reads behind its parent.")
     parent: int | None = Field(description="Place in `nodes`, lower than its own; null behind the text so far.")
-    accepted: bool
+    accepted: bool = Field(description="Whether it was committed.")
     score: float = Field(description="The draft's estimate that it is accepted, 0 to 1.")
 
 
