@@ -246,8 +246,9 @@ def test_a_target_without_a_chat_template_continues_the_prompt(visit, serve, ans
     assert engine.requests[0].prompt == tokenizer.encode("Once")
 
 
-def test_a_key_is_asked_for_and_kept_in_memory_only(visit, serve, answers):
-    page = visit(serve(answers(), api_keys=("secret",)).url, expected=["401"])
+@pytest.mark.parametrize("guard", ["none", "all"])
+def test_a_key_is_asked_for_and_kept_in_memory_only(visit, serve, answers, guard):
+    page = visit(serve(answers(), api_keys=("secret",), guard=guard).url, expected=["401"])
     key = page.get_by_label("This server asks for an API key")
     expect(key).to_be_focused()
     expect(page.locator("#problem")).to_be_hidden()
