@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from redraft.server import chat, completions, system, tokens
+from redraft.server import chat, completions, live_page, system, tokens
 from redraft.server.admission import Admission
 from redraft.server.auth import ApiKeyMiddleware
 from redraft.server.documentation import document
@@ -52,7 +52,8 @@ def create_app(
     app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, guard=settings.guard)
+        shown = frozenset(live_page.PATHS) if settings.page else frozenset()
+        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, guard=settings.guard, shown=shown)
     if settings.cors_origins:
         # outside the keys: a browser asks without one whether it may ask, and has to be able to read a 401
         app.add_middleware(
@@ -65,4 +66,6 @@ def create_app(
     app.add_middleware(HeaderLimits)
     for routes in (completions.router, chat.router, tokens.router, system.router):
         app.include_router(routes)
+    if settings.page:
+        live_page.add_page(app)
     return app

@@ -1,6 +1,7 @@
 """API keys: pure ASGI, so that streams pass through untouched.
 
-Probes and metrics stay open unless they are guarded, for they carry no content; everything else wants
+Probes and metrics stay open unless they are guarded, and the page's files in any case, for they carry no content;
+everything else wants
 ``Authorization: Bearer <key>``.
 """
 
@@ -27,9 +28,10 @@ OPEN_PATHS: dict[Guard, frozenset[str]] = {
 class ApiKeyMiddleware:
     """Answers 401 to requests that carry none of ``keys``."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], guard: Guard) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], guard: Guard, shown: frozenset[str] = frozenset()) -> None:
+        """``shown``: paths that never want a key."""
         self.app = app
-        self._open = OPEN_PATHS[guard]
+        self._open = OPEN_PATHS[guard] | shown
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

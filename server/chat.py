@@ -86,6 +86,9 @@ class ChatForm:
             choices.append(ChatChunkChoice(index=delta.index, delta=new, logprobs=told))
         if delta.finish_reason is not None:
             choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason))
+        if not choices:
+            # a round that shows nothing yet
+            choices.append(ChatChunkChoice(index=delta.index, delta=ChatDelta(content="")))
         return [self._chunk([choice]) for choice in choices]
 
     def usage_chunk(self) -> ChatChunk:

@@ -18,6 +18,7 @@ from redraft.server.output.piece import CallDelta
 from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
 from redraft.server.replies import Finish
+from redraft.server.rounds import Round, RoundWriter
 from redraft.server.scored import ScoredToken, ScoredTokens
 from redraft.server.stops import StopStrings
 
@@ -42,11 +43,13 @@ class Delta:
     """Of the choice up to this delta."""
     reasoning_tokens: int | None = None
     """Of ``tokens``, those of the reasoning; None where that is not told apart."""
+    rounds: tuple[Round, ...] = ()
+    """What it came of, if the client asked."""
 
     @property
     def tells(self) -> bool:
         """Whether it tells the client anything, its end aside."""
-        return bool(self.text or self.reasoning or self.calls or self.scored or self.prompt)
+        return bool(self.text or self.reasoning or self.calls or self.scored or self.prompt or self.rounds)
 
 
 class Choice:
@@ -61,10 +64,12 @@ class Choice:
         end_tokens: frozenset[int],
         record: Callable[[], ChoiceRecord],
         reader: OutputReader | None = None,
+        rounds: RoundWriter | None = None,
     ) -> None:
         """``record`` starts the choice's clock; ``end_tokens`` end the text and show none themselves.
 
-        ``reader`` finds reasoning and tool calls in the text; without one, all of it is text.
+        ``reader`` finds reasoning and tool calls in the text; without one, all of it is text.  ``rounds``: given where
+        the client wants to see them.
         """
         self.index = index
         self._request = request
@@ -77,6 +82,9 @@ class Choice:
         self._prompt: tuple[TokenLogprobs, ...] = ()
         """What is to be told of the prompt with the next delta."""
         self._reader = reader
+        self._rounds = rounds
+        self._pieces: list[str] = []
+        """Texts of the newest round's tokens."""
         self.record = record()
 
     async def run(self, engine: EngineClient, emit: Callable[[Delta], None]) -> None:
@@ -101,19 +109,21 @@ class Choice:
             self._prompt = self._prompt or output.prompt_logprobs
             text = self._take(output)
             if self._complete:
-                emit(self._delta(text, "stop"))
+                emit(self._delta(text, "stop", self._shown_round(output)))
                 return FinishReason.STOP
             if output.finish_reason is None:
-                # made only where there is text: what waits to be told is told with text
-                delta = self._delta(text) if text else None
+                rounds = self._shown_round(output)
+                # made only where there is something: what waits to be told is told with text
+                delta = self._delta(text, None, rounds) if text or rounds else None
                 if delta is not None and delta.tells:
                     emit(delta)
                 continue
-            rest = self._shown(self._detokenizer.finish()) + self._stops.finish()
+            tail = self._detokenizer.finish()
+            rest = self._shown(tail) + self._stops.finish()
             if self._reader is not None:
                 self._reader.push(rest)
             finish = "stop" if self._stops.matched else _finish(engine, output)
-            emit(self._delta(text + rest, finish))
+            emit(self._delta(text + rest, finish, self._shown_round(output, tail)))
             return FinishReason(finish)
         raise unavailable("The engine stopped before the reply was complete.", "engine_failed")
 
@@ -122,13 +132,13 @@ class Choice:
         """Log-probability a token, if the engine was asked for it."""
         return self._scored.mean
 
-    def _delta(self, text: str, finish: Finish | None = None) -> Delta:
+    def _delta(self, text: str, finish: Finish | None, rounds: tuple[Round, ...]) -> Delta:
         """What is new of the choice, where ``text`` is new; ``finish`` as far as tool calls do not change it."""
         is_all = finish is not None and not self._stops.matched
         prompt, self._prompt = self._prompt, ()
         scored = self._scored.shown(text, all_of_it=is_all)
         if self._reader is None:
-            return Delta(self.index, text, finish, scored, prompt, tokens=self.record.tokens)
+            return Delta(self.index, text, finish, scored, prompt, tokens=self.record.tokens, rounds=rounds)
         if finish is not None:
             self._reader.finish()
         new = self._reader.take()
@@ -142,17 +152,18 @@ class Choice:
             new.calls,
             self.record.tokens,
             self._reader.reasoning_tokens,
+            rounds,
         )
 
     def _take(self, output: RoundOutput) -> str:
         """Text that ``output`` adds, shown to the reader; counts its tokens up to the one that completes the reply."""
         text = ""
-        taken = 0
+        self._pieces = []
         for token, scores in zip_longest(output.tokens, output.logprobs):
-            taken += 1
             self._made += 1
             self._scored.count(scores)
             settled = "" if token in self._end_tokens else self._detokenizer.push(token)
+            self._pieces.append(settled)
             if token not in self._end_tokens:
                 self._scored.push(token, settled, scores)
             piece = self._shown(settled)
@@ -162,8 +173,15 @@ class Choice:
                 self._reader.took(len(settled))
             if self._complete:
                 break
-        self.record.took(taken)
+        self.record.took(len(self._pieces))
         return text
+
+    def _shown_round(self, output: RoundOutput, tail: str = "") -> tuple[Round, ...]:
+        """The newest round, if rounds are shown; ``tail`` is what was kept back of its text."""
+        if self._rounds is None or not self._pieces:
+            return ()
+        self._pieces[-1] += tail
+        return (self._rounds.write(output, self._pieces, self.record.seconds),)
 
     def _shown(self, piece: str) -> str:
         """What of ``piece`` is certain to be shown; text of the tokens that had to be made holds no stop string."""

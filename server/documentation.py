@@ -28,8 +28,8 @@ DESCRIPTION = """OpenAI-compatible inference with speculative decoding: the outp
 
 Parameters that are not honoured are refused with 400, unless their value asks for nothing. Beyond OpenAI's there are
 `speculation` (how much may be drafted), `cache_salt` (who may share what was computed of a prompt), `include_metrics`
-(a reply's own statistics, as `metrics`), vLLM's names for what it has, `reasoning_content`, and `/tokenize` and
-`/detokenize`.
+(a reply's own statistics, as `metrics`), `include_rounds` (what each of its rounds drafted and committed), vLLM's names
+for what it has, `reasoning_content`, and `/tokenize` and `/detokenize`.
 
 With `stream` a reply is server-sent events, each a chunk, ended by `data: [DONE]`; an error after the first byte comes
 as an event, too."""

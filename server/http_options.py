@@ -36,6 +36,9 @@ ServedName = Annotated[
         envvar="REDRAFT_SERVED_MODEL_NAME", help="Name of the model towards clients; by default the target's."
     ),
 ]
+Page = Annotated[
+    bool, typer.Option(envvar="REDRAFT_PAGE", help="Serve a page at / that shows the rounds as they come.")
+]
 ApiKey = Annotated[
     list[str] | None,
     typer.Option(

@@ -15,6 +15,7 @@ from redraft.server.generation import Generation
 from redraft.server.limits import MAX_PROMPT_SCORES, THREAD_CHARS
 from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
+from redraft.server.rounds import RoundWriter
 from redraft.server.schemas import CompletionRequest, GenerationRequest
 from redraft.server.service import Service
 from redraft.server.stops import StopStrings
@@ -116,6 +117,7 @@ def _choice(
         _hidden(request.params, info, body),
         lambda: ChoiceRecord(recorder, len(request.prompt)),
         reader,
+        RoundWriter(service.tokenizer, request.prompt[-1]) if body.include_rounds else None,
     )
 
 
@@ -132,6 +134,7 @@ def _request(
         reuse=params.prompt_logprobs is None,
         grammar=grammar,
         cache_salt=body.cache_salt or "",
+        show_tree=body.include_rounds,
     )
 
 

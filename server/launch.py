@@ -79,7 +79,8 @@ def serve(config: EngineConfig, settings: ServerSettings) -> None:
     def announce(info: EngineInfo, port: int) -> None:
         for note in info.notes:
             say(note)
-        say(f"Serving {settings.served_model_name} on {base_url(settings.host, port)}; try:")
+        way = "open it in a browser, or try" if settings.page else "try"
+        say(f"Serving {settings.served_model_name} on {base_url(settings.host, port)}; {way}:")
         say(example(settings, port, chat=tokenizer.chat_template is not None))
 
     run(app, settings, announce)

@@ -52,6 +52,11 @@ class ChoiceRecord:
         self._accepted += output.accepted
         self._accepted_counts[output.accepted] = self._accepted_counts.get(output.accepted, 0) + 1
 
+    @property
+    def seconds(self) -> float:
+        """From submission to the newest round."""
+        return self._last - self._submitted
+
     def took(self, tokens: int) -> None:
         """``tokens`` of the newest output belong to the reply; those behind a stop string do not."""
         self.tokens += tokens

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from redraft.server.reply_logprobs import CompletionLogprobs, PromptLogprobs
+from redraft.server.rounds import Round
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -83,6 +84,9 @@ class Envelope(BaseModel):
         default=None, description="Tokens; in streams with `stream_options.include_usage` only, null until it is there."
     )
     metrics: ReplyMetrics | None = Field(default=None, description="With `include_metrics`, absent otherwise.")
+    rounds: list[Round] | None = Field(
+        default=None, description="With `include_rounds`, absent otherwise: all rounds, or a chunk's."
+    )
 
 
 class CompletionChoice(BaseModel):

@@ -69,6 +69,8 @@ async def respond(
 def _whole(form: ReplyForm, deltas: Sequence[Delta], usage: Usage, metrics: ReplyMetrics | None) -> str:
     reply = form.whole(deltas)
     reply.usage, reply.metrics = usage, metrics
+    if deltas[0].rounds:
+        reply.rounds = list(deltas[0].rounds)
     return _json(reply, usage=True)
 
 
@@ -147,12 +149,15 @@ def _shown(
         chunk.usage = usage
     if metrics is not None:
         chunks[-1].metrics = metrics
+    if delta.rounds:
+        chunks[-1].rounds = list(delta.rounds)
     return [_event(chunk, body) for chunk in chunks]
 
 
 def _is_long(deltas: Sequence[Delta]) -> bool:
     """Whether writing them would hold up other streams."""
-    return sum(len(delta.scored) + len(delta.prompt) for delta in deltas) > THREAD_SCORES
+    nodes = sum(len(each.nodes) for delta in deltas for each in delta.rounds)
+    return nodes + sum(len(delta.scored) + len(delta.prompt) for delta in deltas) > THREAD_SCORES
 
 
 def _event(chunk: Envelope, body: GenerationRequest) -> bytes:
@@ -160,8 +165,8 @@ def _event(chunk: Envelope, body: GenerationRequest) -> bytes:
 
 
 def _json(reply: Envelope, *, usage: bool) -> str:
-    """``usage`` also where it is null, if at all; ``metrics`` only where there are some."""
-    absent = ({"metrics"} if reply.metrics is None else set()) | (set() if usage else {"usage"})
+    """``usage`` also where it is null, if at all; ``metrics`` and ``rounds`` only where there are some."""
+    absent = {name for name in ("metrics", "rounds") if getattr(reply, name) is None} | (set() if usage else {"usage"})
     return reply.model_dump_json(exclude=absent)
 
 
@@ -188,6 +193,7 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
         deltas[-1],
         text="".join(delta.text for delta in deltas),
         scored=tuple(chain.from_iterable(delta.scored for delta in deltas)),
+        rounds=tuple(chain.from_iterable(delta.rounds for delta in deltas)),
         prompt=deltas[0].prompt,
         reasoning="".join(delta.reasoning for delta in deltas),
         calls=tuple(replace(parts[0], arguments="".join(part.arguments for part in parts)) for parts in calls.values()),

@@ -96,6 +96,10 @@ class GenerationRequest(Body, SamplingFields, StructuredFields):
     include_metrics: Bool = Field(
         default=False, description="Add `metrics`, the reply's own statistics. One choice only."
     )
+    include_rounds: Bool = Field(
+        default=False,
+        description="Add `rounds`: what each round committed, and the tree that it verified. One choice only.",
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -103,6 +107,8 @@ class GenerationRequest(Body, SamplingFields, StructuredFields):
             raise conflict("stream_options", "is only allowed with stream: true")
         if self.include_metrics and self.n > 1:
             raise conflict("include_metrics", "is only allowed for one choice")
+        if self.include_rounds and self.n > 1:
+            raise conflict("include_rounds", "is only allowed for one choice")
         if self.prompt_logprobs is not None and self.stream:
             raise conflict("prompt_logprobs", "prompt_logprobs cannot be streamed")
         return self
@@ -168,6 +174,8 @@ class CompletionRequest(CompletionSampling, GenerationRequest):
             raise conflict(name, f"times the number of prompts must be at most {MAX_CHOICES}")
         if self.include_metrics and len(self.prompt) * self.made > 1:
             raise conflict("include_metrics", "is only allowed for one choice")
+        if self.include_rounds and len(self.prompt) * self.made > 1:
+            raise conflict("include_rounds", "is only allowed for one choice")
         if self.echo and self.suffix:
             raise conflict("suffix", "cannot be given beside echo: the text would not stand between them")
         return self

@@ -33,3 +33,5 @@ class ServerSettings:
     """How the model writes tool calls: ``auto`` by its chat template, ``none``, or a name in output/formats.py."""
     reasoning_parser: str = "auto"
     """How it marks its reasoning, likewise."""
+    page: bool = True
+    """Whether the live page is served at ``/``."""

@@ -33,6 +33,7 @@ from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.types import EngineInfo, FinishReason, RedraftError, Request, RoundOutput, StepOutput
+from redraft.server.engine.verified import verified_nodes
 
 
 class Engine:
@@ -260,6 +261,7 @@ class Engine:
             self._release(sequence.request.request_id)
             return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=error)
         first = len(sequence.tokens) == len(sequence.request.prompt)
+        shown = outcome.proposal if sequence.request.show_tree else None
         sequence.committed(outcome.tokens)
         self.scheduler.publish(sequence)
         output = RoundOutput(
@@ -272,6 +274,7 @@ class Engine:
             reused=sequence.reused if first else 0,
             logprobs=outcome.logprobs,
             prompt_logprobs=self.prompt_scores.told(sequence.request.request_id) if first else (),
+            tree=() if shown is None else verified_nodes(shown, outcome.accepted),
         )
         if outcome.finish is not None:
             self._release(sequence.request.request_id)

@@ -31,7 +31,7 @@ class Outcome:
     drafted: int
     finish: FinishReason | None
     proposal: Proposal | None
-    """None in a round without a draft."""
+    """None in a round without a draft, unless somebody asked to see trees."""
     logprobs: tuple[TokenLogprobs, ...]
     """One for each token, if the request asked."""
 
@@ -66,7 +66,7 @@ class PendingRound:
     work: Work
     watch: Stopwatch
     copies: tuple[Tensor, ...]
-    """Tokens, count, accepted, drafted, finish; with a draft also its tokens, parents and scores."""
+    """Tokens, count, accepted, drafted, finish; with a draft, or who asks, also the trees' tokens, parents, scores."""
     ready: torch.cuda.Event | None
     scores: RoundScores | None = None
     masks: TreeMasks | None = None
@@ -127,7 +127,7 @@ def read_back(
         committed.drafted,
         committed.finish,
     )
-    if work.drafting:
+    if work.drafting or any(sequence.request.show_tree for sequence in sequences):
         tensors += (tree.token, tree.parent, tree.score)
     slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
     if not committed.count.is_cuda:

@@ -111,6 +111,20 @@ class Request:
     """What the output has to follow, in llguidance's notation (grammar.py)."""
     cache_salt: str = ""
     """Only requests with the same salt share KV, so that no one's speed tells what others asked."""
+    show_tree: bool = False
+    """Whether its outputs carry the trees that were verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """A drafted token that had a row in the target's pass."""
+
+    token: int
+    parent: int
+    """Place among the round's nodes, lower than its own; -1 for the newest token before the round."""
+    score: float
+    """The draft's estimate that it is accepted, 0 ... 1."""
+    accepted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,8 @@ class RoundOutput:
     """One for each of ``tokens``, if the request asked."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """With the request's first tokens, if it asked: one for each token of the prompt but the first."""
+    tree: tuple[TreeNode, ...] = ()
+    """The round's nodes, if the request asked; ``drafted`` of them."""
 
 
 @dataclass(frozen=True, slots=True)

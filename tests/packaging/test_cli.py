@@ -39,6 +39,7 @@ SERVE_OPTIONS = (
     "host",
     "port",
     "served-model-name",
+    "page",
     "api-key",
     "api-key-file",
     "guard",
@@ -201,11 +202,11 @@ def test_settings_of_http_are_those_given(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("redraft.server.cli.engine_config", lambda context: EngineConfig("/target", "toy", "sha"))
     given = ["--host", "127.0.0.2", "--api-key", "one", "--api-key-file", str(tmp_path / "keys"), "--guard", "metrics"]
     given += ["--cors-origin", "https://a.example:8443", "--cors-origin", "*", "--max-queue", "7"]
-    given += ["--request-timeout", "1.5", "--drain-seconds", "2", "--served-model-name", "name"]
+    given += ["--request-timeout", "1.5", "--drain-seconds", "2", "--served-model-name", "name", "--no-page"]
     assert runner.invoke(app, ["serve", "--port", "0", *given]).exit_code == 0
     assert runner.invoke(app, ["serve", "--port", "0"]).exit_code == 0
     expected = ServerSettings(
-        "name", "127.0.0.2", 0, ("one", "two"), "metrics", ("https://a.example:8443", "*"), 7, 1.5, 2.0
+        "name", "127.0.0.2", 0, ("one", "two"), "metrics", ("https://a.example:8443", "*"), 7, 1.5, 2.0, page=False
     )
     assert served == [expected, ServerSettings("toy", port=0)]
 

@@ -82,7 +82,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(repository: Path, tmp_pat
     expected = {
         f"redraft/{path.relative_to(tree)}"
         for folder in FOLDERS
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "py.typed", "page/*")
         for path in (tree / folder).rglob(pattern)
     }
     assert expected <= ours

@@ -103,7 +103,6 @@ def test_a_body_that_does_not_arrive(server, goes_on, monkeypatch):
 
 def test_unknown_paths_and_methods(server, check, goes_on):
     for path in [
-        "/",
         "/v1",
         "/v1/embeddings",
         "/v1/completions/",
@@ -115,7 +114,7 @@ def test_unknown_paths_and_methods(server, check, goes_on):
 
 
 POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
-GETS = ("/v1/models", "/v1/models/toy", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json")
+GETS = ("/", "/v1/models", "/v1/models/toy", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json")
 
 
 def test_every_method_on_every_path(server, check, goes_on):

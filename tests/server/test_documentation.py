@@ -26,7 +26,7 @@ ENDPOINTS = {
     ("get", "/version"),
     ("get", "/metrics"),
 }
-OURS = {"speculation", "cache_salt", "include_metrics"}
+OURS = {"speculation", "cache_salt", "include_metrics", "include_rounds"}
 
 
 @pytest.fixture(scope="module")
