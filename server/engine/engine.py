@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from dataclasses import replace
 
 import torch
 
@@ -29,8 +30,17 @@ from redraft.server.engine.scheduler import PrefillChunk, Scheduler
 from redraft.server.engine.scores import Asked, PromptScores
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
+from redraft.server.engine.tally import Tally
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.types import EngineInfo, FinishReason, RedraftError, Request, RoundOutput, StepOutput
+from redraft.server.engine.types import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    RedraftError,
+    Request,
+    RoundOutput,
+    StepOutput,
+)
 
 
 class Engine:
@@ -61,6 +71,7 @@ class Engine:
         self.pending: deque[PendingRound] = deque()
         self.recorder = recorder
         self.prompt_scores = PromptScores()
+        self.tally = Tally()
         self.drafter = drafter
 
     @property
@@ -124,7 +135,12 @@ class Engine:
             outputs += self._collect(self.pending.popleft())
         if not self.busy:
             self.scheduler.check_integrity()
-        return StepOutput(tuple(outputs), self.scheduler.stats())
+        self.tally.passed(sum(c.count for c in chunks) + sum(len(output.tokens) for output in outputs))
+        return StepOutput(tuple(outputs), self.stats())
+
+    def stats(self) -> EngineStats:
+        """Of this moment."""
+        return replace(self.scheduler.stats(), passes=self.tally.stats())
 
     def _behind(self) -> int:
         """Rounds that need not be read yet."""
@@ -166,7 +182,8 @@ class Engine:
         masks = TreeMasks(decoding, self.grammars.words) if guided else None
         ran = self.graphs(plan) if self.graphs and not guided else self._round(plan, masks)
         watch.stop()
-        self.pending.append(read_back(decoding, work, watch, ran, masks))
+        plain = self.pacer.plain(decoding, prefill, start)
+        self.pending.append(read_back(decoding, work, watch, ran, masks, plain))
         return ran.prompts
 
     def _round(self, plan: Plan, masks: TreeMasks | None = None) -> Ran:
@@ -196,6 +213,7 @@ class Engine:
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:
         outcomes = pending.outcomes(list(self.scheduler.running.values()))
         self.pacer.took(pending.work, pending.watch.seconds)
+        self.tally.round(pending, outcomes)
         if pending.work.drafting:
             self._learn(outcomes)
         return [self._output(outcome, pending.failures) for outcome in outcomes]
@@ -226,6 +244,7 @@ class Engine:
             finish_reason=outcome.finish,
             prompt_seconds=sequence.prompt_seconds if first else None,
             reused=sequence.reused if first else 0,
+            queue_seconds=sequence.queue_seconds if first else 0.0,
             logprobs=outcome.logprobs,
             prompt_logprobs=self.prompt_scores.told(sequence.request.request_id) if first else (),
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from redraft.server.engine.acceptance import Acceptance, Proposal
 from redraft.server.engine.budget import best_nodes, prefill_rows
-from redraft.server.engine.costs import Costs, Work
+from redraft.server.engine.costs import Costs, PlainCost, Work
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.sequence import Sequence
 
@@ -104,6 +104,16 @@ class Pacer:
         each = (rows - prefill) / len(decoding) if decoding else 0
         seen = round(context * each) + prefill * (start + prefill // 2)
         return Work(rows, len(decoding), context + start, seen, drafting)
+
+    def plain(self, decoding: Many[Sequence], prefill: int, start: int) -> PlainCost | None:
+        """What the step would take without a draft; None where costs were not measured."""
+        if self.costs is None:
+            return None
+        rows = max(len(decoding), MIN_ROWS)
+        further = self._timer(decoding)(row_bucket(rows), False)
+        if not prefill:
+            return PlainCost(further, further)
+        return PlainCost(self._timer(decoding, prefill, start)(row_bucket(rows + prefill), False), further)
 
     def took(self, work: Work, seconds: float) -> None:
         """A step took ``seconds``."""

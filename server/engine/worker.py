@@ -74,9 +74,9 @@ def serve(engine: Engine, connection: Connection) -> None:
             connection.send(Stepped(output))
             told = output.stats
         refused: list[RoundOutput] = []
-        while not connection.inbox.empty() or not (engine.busy or refused or engine.scheduler.stats() != told):
+        while not connection.inbox.empty() or not (engine.busy or refused or engine.stats() != told):
             refused += _take(engine, connection.inbox.get())
-        output = engine.step() if engine.busy else StepOutput(stats=engine.scheduler.stats())
+        output = engine.step() if engine.busy else StepOutput(stats=engine.stats())
         output = replace(output, outputs=(*refused, *output.outputs))
 
 
