@@ -14,6 +14,7 @@ from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
 from redraft.server.metrics import Metrics
+from redraft.server.observe import Observer, Traces
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
@@ -24,13 +25,15 @@ def create_app(
     tokenizer: TextTokenizer,
     settings: ServerSettings,
     registry: CollectorRegistry | None = None,
+    traces: Traces | None = None,
 ) -> FastAPI:
     """An OpenAI-compatible app over ``engine``, which it closes when it ends.
 
-    Metrics go to ``registry``, or to one of the app's own.  ``app.state.service`` holds what the routes share.
+    Metrics go to ``registry``, or to one of the app's own; requests go to ``traces``, if that is given.
+    ``app.state.service`` holds what the routes share.
     """
-    metrics = Metrics(registry or CollectorRegistry(), settings.served_model_name)
-    metrics.registry.register(EngineGauges(engine, metrics))
+    metrics = Metrics(registry or CollectorRegistry(), settings.served_model_name, settings.metrics_names)
+    metrics.registry.register(EngineGauges(engine, metrics, settings.price_per_hour))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -50,6 +53,7 @@ def create_app(
     install_error_handlers(app)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys)
+    app.add_middleware(Observer, metrics=metrics, settings=settings, traces=traces)
     for routes in (completions.router, chat.router, system.router):
         app.include_router(routes)
     return app

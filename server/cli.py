@@ -14,6 +14,7 @@ import typer
 
 from redraft.server import train_cli
 from redraft.server.data import cli as data_cli
+from redraft.server.observe_options import LogForm, LogPrompts, MetricsNames, OtlpEndpoint, PricePerHour
 from redraft.server.options import (
     DEFAULT_TARGET,
     BatchedTokens,
@@ -85,6 +86,11 @@ def serve(
             envvar="REDRAFT_SERVED_MODEL_NAME", help="Name of the model towards clients; by default the target's."
         ),
     ] = None,
+    metrics_names: MetricsNames = "both",
+    price_per_hour: PricePerHour = None,
+    log_format: LogForm = None,
+    log_prompts: LogPrompts = False,
+    otlp_endpoint: OtlpEndpoint = None,
 ) -> None:
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():
@@ -93,7 +99,7 @@ def serve(
         launch.check_address(host, port)
         keys = launch.check_keys(api_key or [])
         config = engine_config(context)
-        launch.serve(config, launch.server_settings(served_model_name or config.target_name, host, port, keys))
+        launch.serve(config, launch.server_settings(served_model_name or config.target_name, keys, context.params))
 
 
 @app.command()

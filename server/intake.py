@@ -13,6 +13,7 @@ from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import THREAD_CHARS
+from redraft.server.observe import Asked, note
 from redraft.server.record import ChoiceRecord
 from redraft.server.schemas import GenerationRequest
 from redraft.server.service import Service
@@ -95,6 +96,7 @@ def plan(
         for number, (prompt, max_tokens) in enumerate(prompts)
         for index in range(body.n)
     ]
+    note(Asked(reply_id, body, info.draft, len(prompts), [choice.record for choice in choices]))
     return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.n)
 
 
@@ -112,7 +114,7 @@ def _choice(
         Detokenizer(service.tokenizer),
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
-        lambda: ChoiceRecord(recorder, len(request.prompt)),
+        lambda: ChoiceRecord(recorder, len(request.prompt), max_tokens=request.params.max_tokens),
     )
 
 

@@ -15,10 +15,10 @@ from redraft.server.choice import Delta
 from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
 from redraft.server.limits import PING_SECONDS
+from redraft.server.observe import CLIENT_CLOSED_REQUEST
 from redraft.server.replies import Envelope, ReplyMetrics
 from redraft.server.schemas import GenerationRequest
 
-CLIENT_CLOSED_REQUEST = 499
 log = structlog.get_logger(__name__)
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -24,6 +25,7 @@ from redraft.server.engine.types import (
     Request,
     RoundOutput,
 )
+from redraft.server.observe import Traces
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
@@ -197,8 +199,8 @@ def running(tokenizer: TextTokenizer) -> Start:
     """A context with a server in it; leaving it checks that the server closed its engine."""
 
     @contextmanager
-    def start(engine: FakeEngine, api_keys: tuple[str, ...] = ()) -> Iterator[Running]:
-        app = create_app(engine, tokenizer, ServerSettings("toy", api_keys=api_keys))
+    def start(engine: FakeEngine, traces: Traces | None = None, **options: Any) -> Iterator[Running]:
+        app = create_app(engine, tokenizer, ServerSettings("toy", **options), traces=traces)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none", access_log=False))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
