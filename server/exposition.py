@@ -10,7 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from redraft.server.instruments import Distribution, Series
 from redraft.server.metric_table import Metric
@@ -19,6 +22,20 @@ from redraft.server.settings import Names
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 Values = Mapping[tuple[str, ...], float | Distribution]
 """By draft and the metric's own labels."""
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The registry in the format that the header ``Accept`` asks for, and its content type.
+
+    Every name here is of letters, digits, underscores and colons, and needs no escaping, whatever the scheme.  It is
+    switched off because prometheus-client's takes the colon out of the samples of OpenMetrics and leaves it in their
+    type, so that what Prometheus stores is not ``vllm:`` but ``vllm_``.
+    """
+    _, content_type = choose_encoder(accept)
+    if content_type.startswith("application/openmetrics-text"):
+        text: bytes = openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
+        return text, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry, escaping=openmetrics.ALLOWUTF8), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Exposition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -154,10 +156,19 @@ def test_every_way_to_finish(serve, canned):
     assert samples[("redraft_requests_total", "error")] == 3
 
 
-def test_openmetrics_on_request(serve, canned):
-    reply = serve(canned.engine()).http.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+@pytest.mark.parametrize("version", ["", ";version=1.0.0", ";version=1.0.0;escaping=underscores"])
+def test_openmetrics_on_request(serve, canned, version):
+    server = serve(canned.engine())
+    server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+    accept = f"application/openmetrics-text{version},text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    reply = server.http.get("/metrics", headers={"Accept": accept})
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
     assert reply.text.endswith("# EOF\n")
+    assert re.search(r'^vllm:generation_tokens_total\{engine="0",model_name="toy"\} 22.0$', reply.text, re.MULTILINE)
+    assert "vllm_" not in reply.text
+    plain = server.http.get("/metrics").text
+    lines = {line for line in plain.splitlines() if not line.startswith("#") and "http_responses" not in line}
+    assert {line for line in lines if "seconds" not in line} <= set(reply.text.splitlines())
 
 
 def test_edges():
@@ -167,6 +178,59 @@ def test_edges():
     for edges, vllm in ((TTFT_EDGES, VLLM_TTFT), (GAP_EDGES, VLLM_GAP), (REQUEST_EDGES, VLLM_REQUEST)):
         assert set(vllm) < set(edges)
         assert min(edges) <= 0.001
+
+
+@pytest.mark.parametrize("names", ["redraft", "vllm", "both"])
+def test_whose_names(serve, canned, names):
+    server = serve(canned.engine("abc"), metrics_names=names, price_per_hour=7.2)
+    server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+    families, samples, theirs = scrape(server)
+    assert bool(samples) == (names != "vllm")
+    assert bool(theirs) == (names != "redraft")
+    assert {name.partition("_")[0].partition(":")[0] for name in families} == (
+        {"redraft", "vllm"} if names == "both" else {names}
+    )
+    if samples:
+        # four tokens within the last ten seconds
+        assert samples[("redraft_price_per_hour",)] == 7.2
+        assert samples[("redraft_cost_per_million_tokens",)] == pytest.approx(7.2 / 3600 / 0.4 * 1e6)
+
+
+def test_vllms_names_sum_over_drafts_and_lengths_end_with_the_context():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "toy")
+    metrics.exposition.context = 64
+    for draft, tokens in (("one", 3), ("two", 40), ("two", 900)):
+        recorder = metrics.recorder(draft)
+        recorder.generation(tokens)
+        recorder.observe("request_generation_tokens", tokens)
+        recorder.finished("cancelled", 1.0)
+
+    def value(name, **labels):
+        return registry.get_sample_value(name, {"model_name": "toy", **labels})
+
+    assert value("redraft_generation_tokens_total", draft="two") == 940
+    assert value("vllm:generation_tokens_total", engine="0") == 943
+    assert value("vllm:request_success_total", engine="0", finished_reason="abort") == 3
+    name = "vllm:request_generation_tokens"
+    assert value(f"{name}_sum", engine="0") == 943
+    buckets = {le: value(f"{name}_bucket", engine="0", le=le) for le in ("2.0", "5.0", "50.0", "100.0", "+Inf")}
+    assert buckets == {"2.0": 0, "5.0": 1, "50.0": 2, "100.0": None, "+Inf": 3}
+
+
+def test_limits_are_counted_from_zero_on():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "toy")
+    metrics.announce_limits(["max_queue", "request_timeout"])
+    metrics.limit_hit("max_queue")
+
+    def value(name, **labels):
+        return registry.get_sample_value(name, {"model_name": "toy", **labels})
+
+    assert value("redraft_limits_hit_total", limit="max_queue") == 1
+    assert value("redraft_limits_hit_total", limit="request_timeout") == 0
+    assert value("vllm:admission_rejections_total", engine="0", reason="max_num_queued_reqs") == 1
+    assert value("vllm:admission_rejections_total", engine="0", reason="request_timeout") is None
 
 
 class Clock:
