@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import replace
 
 import torch
 
@@ -140,7 +139,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Of this moment."""
-        return replace(self.scheduler.stats(), passes=self.tally.stats())
+        return self.scheduler.stats(self.tally.stats())
 
     def _behind(self) -> int:
         """Rounds that need not be read yet."""
@@ -182,8 +181,7 @@ class Engine:
         masks = TreeMasks(decoding, self.grammars.words) if guided else None
         ran = self.graphs(plan) if self.graphs and not guided else self._round(plan, masks)
         watch.stop()
-        plain = self.pacer.plain(decoding, prefill, start)
-        self.pending.append(read_back(decoding, work, watch, ran, masks, plain))
+        self.pending.append(read_back(decoding, work, watch, ran, masks, pace.plain))
         return ran.prompts
 
     def _round(self, plan: Plan, masks: TreeMasks | None = None) -> Ran:

@@ -21,7 +21,7 @@ from redraft.server.engine.grammar import Matcher
 from redraft.server.engine.pages import PagePool
 from redraft.server.engine.prefix import PageKeys
 from redraft.server.engine.sequence import Sequence
-from redraft.server.engine.types import EngineStats, Request
+from redraft.server.engine.types import EngineStats, PassStats, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,8 @@ class Scheduler:
             return None
         return self._vacate(sequence)
 
-    def stats(self) -> EngineStats:
+    def stats(self, passes: PassStats | None = None) -> EngineStats:
+        """Of this moment; ``passes`` is what the engine counted."""
         return EngineStats(
             running=len(self.running),
             waiting=len(self.waiting),
@@ -162,6 +163,7 @@ class Scheduler:
             preemptions=self.preemptions,
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.reused_tokens,
+            passes=PassStats() if passes is None else passes,
         )
 
     def check_integrity(self) -> None:

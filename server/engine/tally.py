@@ -31,20 +31,23 @@ class Tally:
         """A round is back; ``outcomes`` are of the requests that are still there."""
         if not outcomes:
             return
-        drafted = sum(outcome.drafted for outcome in outcomes)
+        drafted = forced = committed = 0
+        for outcome in outcomes:
+            drafted += outcome.drafted
+            committed += len(outcome.tokens)
+            # both may draft the same: what a grammar leaves no choice about counts as the grammar's
+            forced += min(outcome.sequence.forced, outcome.drafted)
         rows = len(outcomes) + drafted
         self._rounds[bisect_left(PASS_EDGES, rows)] += 1
         self._rows += rows
         self._nodes += drafted
-        # both draft at the same places: what a grammar leaves no choice about counts as the grammar's
-        self._forced += sum(min(outcome.sequence.forced, outcome.drafted) for outcome in outcomes)
+        self._forced += forced
         seconds = pending.watch.seconds
         self._round_seconds += seconds
         if pending.plain is not None:
-            committed = sum(len(outcome.tokens) for outcome in outcomes)
-            # a round without a draft is its own best estimate
-            plain = pending.plain.of(committed / len(outcomes)) if pending.work.drafting else seconds
-            self._plain_seconds += plain
+            # a round in which nobody drafted is its own best estimate
+            speculated = pending.work.drafting or drafted > 0
+            self._plain_seconds += pending.plain.of(committed / len(outcomes)) if speculated else seconds
 
     def stats(self) -> PassStats:
         """The sums so far."""

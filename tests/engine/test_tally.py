@@ -14,8 +14,10 @@ from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.costs import Costs, CostTable, PlainCost, Work
 from redraft.server.engine.load import build_engine
 from redraft.server.engine.pace import Pacer
+from redraft.server.engine.prefix import PageKeys
 from redraft.server.engine.readback import Outcome, PendingRound
 from redraft.server.engine.rows_plan import row_bucket
+from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.tally import Tally
 from redraft.server.engine.types import PASS_EDGES, PassStats, Request, SamplingParams
 
@@ -35,6 +37,13 @@ class Took:
     def __post_init__(self) -> None:
         self.watch = SimpleNamespace(seconds=self.seconds)
         self.work = Work(8, 2, drafting=self.drafting)
+
+
+def sequence(name: str, tokens: int) -> Sequence:
+    request = Request(name, tuple(range(tokens)), SamplingParams(max_tokens=100))
+    made = Sequence(request, 1000, PageKeys("", ""), list(range(tokens)), slot=0)
+    made.computed = tokens - 1
+    return made
 
 
 def outcome(tokens: int, drafted: int = 0, forced: int = 0) -> Outcome:
@@ -74,18 +83,24 @@ def test_without_measured_costs_there_is_no_estimate() -> None:
     tally = Tally()
     tell(tally, 0.03, None, True, outcome(3, drafted=4))
     assert (tally.stats().round_seconds, tally.stats().plain_seconds) == (0.03, 0.0)
-    assert Pacer(64, 4, "auto", None).plain([], 3, 0) is None
+    assert Pacer(64, 4, "auto", None).step([sequence("a", 5)], []).plain is None
 
 
-def test_a_plain_step_is_what_the_table_says() -> None:
-    pacer = Pacer(64, 4, "auto", Costs(TABLE))
-    decoding = [cast("Any", SimpleNamespace(tokens=[1] * 5))] * 2
-    assert pacer.plain(decoding, 0, 0) == PlainCost(pytest.approx(0.011), pytest.approx(0.011))  # type: ignore[arg-type]
-    with_prefill = pacer.plain(decoding, 40, 0)
-    assert with_prefill is not None
-    expected = TABLE.forward(row_bucket(40 + row_bucket(2))) + 0.001
-    assert with_prefill.step == pytest.approx(expected)
-    assert with_prefill.of(3) == pytest.approx(expected + 0.022)
+@pytest.mark.parametrize("speculation", ["auto", "3"])
+def test_a_plain_step_is_what_the_table_says(speculation: str) -> None:
+    pacer = Pacer(64, 4, speculation, Costs(TABLE))
+    decoding = [sequence("a", 5), sequence("b", 5)]
+    plain = pacer.step(decoding, []).plain
+    assert plain is not None
+    assert (plain.step, plain.further) == pytest.approx((0.011, 0.011))
+    waiting = sequence("c", 60)
+    waiting.computed = 0
+    pace = pacer.step(decoding, [waiting])
+    assert pace.plain is not None
+    assert pace.prefill > 0
+    expected = TABLE.forward(row_bucket(2 + pace.prefill)) + 0.001
+    assert pace.plain.step == pytest.approx(expected)
+    assert pace.plain.of(3) == pytest.approx(expected + 0.022)
 
 
 @pytest.mark.parametrize("draft", ["ngram", "none"])
