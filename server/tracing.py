@@ -23,6 +23,8 @@ from redraft.server.engine.types import RedraftError
 from redraft.server.observe import Asked, Observed
 
 SERVER_ERROR = 500
+EXPORT_SECONDS = 3.0
+"""For a batch, tries again included; a server that ends waits no longer for a collector that is not there."""
 
 
 def to_endpoint(endpoint: str) -> SpanProcessor:
@@ -31,7 +33,8 @@ def to_endpoint(endpoint: str) -> SpanProcessor:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RedraftError(f"--otlp-endpoint {endpoint} is not an address such as http://localhost:4318")
     whole = endpoint if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v1/traces"
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=whole))
+    asked = {"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"} & os.environ.keys()
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=whole, timeout=None if asked else EXPORT_SECONDS))
 
 
 class Tracing:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import socket
 import sys
 import threading
+import time
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -14,6 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from redraft.server import launch
 from redraft.server.engine.types import RedraftError
+from redraft.server.observe import Observed
 from redraft.server.settings import ServerSettings
 from redraft.server.tracing import Tracing, to_endpoint
 
@@ -125,6 +128,17 @@ def test_spans_reach_a_collector(serve, canned, path):
     assert where == "/v1/traces"
     assert b"text_completion toy" in spans
     assert b"secret" not in spans
+
+
+def test_nobody_waits_long_for_a_collector_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("redraft.server.tracing.EXPORT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    tracing = launch.open_tracing(ServerSettings("toy", otlp_endpoint=f"http://127.0.0.1:{port}"))
+    tracing.request(Observed("mine", "POST", "/v1/completions", status=200))
+    begun = time.monotonic()
+    tracing.close()
+    assert time.monotonic() - begun < 2
 
 
 def test_no_endpoint_no_traces():
