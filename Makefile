@@ -3,6 +3,7 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+SECONDS ?= 600
 # another package index for torch alone, such as the one of its CPU builds
 TORCH_INDEX ?=
 
@@ -15,7 +16,7 @@ TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" |
 SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -name results -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow lint format clean
+.PHONY: help install serve test test-slow soak lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -28,6 +29,9 @@ serve: $(VENV)/.installed ## install what is missing, fetch the default target o
 
 test: lint ## lint, check types and layers, run the tests
 	$(BIN)/pytest -m "not slow"
+
+soak: install ## serve under random load and check that nothing breaks, differs, grows or stays; SECONDS=600
+	$(BIN)/redraft bench soak --seconds $(SECONDS)
 
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow

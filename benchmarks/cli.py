@@ -13,7 +13,9 @@ import typer
 from redraft.benchmarks.cost_cli import cost
 from redraft.benchmarks.load_cli import load
 from redraft.benchmarks.options import check_options
+from redraft.benchmarks.overhead_cli import overhead
 from redraft.benchmarks.simulate_cli import simulate
+from redraft.benchmarks.soak_cli import soak
 from redraft.benchmarks.stall_cli import stall
 from redraft.server.engine.types import RedraftError
 from redraft.server.options import (
@@ -43,6 +45,8 @@ app.command()(load)
 app.command()(simulate)
 app.command()(cost)
 app.command()(stall)
+app.command()(soak)
+app.command()(overhead)
 
 
 @app.command(

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from redraft.benchmarks.attention_checks import attention_checks
+from redraft.benchmarks.attention_speed import attention_speed
 from redraft.benchmarks.bandwidth import copy_bandwidth
 from redraft.benchmarks.equality_checks import equality_checks
 from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
@@ -103,6 +105,14 @@ class Suite:
         """Row invariance, op by op."""
         return run_checks(row_checks(self.sizes, self.device, self.dtype, QUICK_SHAPES if self.quick else SHAPES))
 
+    def attention(self) -> Found:
+        """Attention's bits in any company, and its share of the copy bandwidth."""
+        if not HAS_TRITON or self.device.type != "cuda":
+            return {"skipped": "needs a CUDA device and Triton; the interpreter's products have other bits"}
+        found = run_checks(attention_checks(self.device, tuple(dict.fromkeys((self.dtype, torch.float32))), self.quick))
+        speed = copy_bandwidth(self.device, 2**30)
+        return {**found, "figures": attention_speed(self.device, self.dtype, speed)}
+
     def equality(self) -> Found:
         """Output with every drafter against plain output."""
         # the adversarial drafters tell requests apart by slot
@@ -146,6 +156,7 @@ class Suite:
 STAGES: dict[str, Callable[[Suite], Found]] = {
     "kernels": Suite.kernels,
     "rows": Suite.rows,
+    "attention": Suite.attention,
     "equality": Suite.equality,
     "bandwidth": Suite.bandwidth,
     "products": Suite.products,

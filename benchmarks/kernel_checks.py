@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.kernels import accept, compact_kv, ngram, noise, pack_tree, sample
+from redraft.kernels import accept, adjust, compact_kv, ngram, noise, pack_tree, sample
 
 Check = tuple[str, Callable[[], str | None]]
 """A name, and a function that returns what is wrong, None if nothing is."""
@@ -42,6 +42,8 @@ def kernel_checks(sizes: Sizes, device: torch.device, seed: int = 0) -> Iterator
             kind = "filtered" if filtered else "sampled" if sampled else "greedy"
             check = partial(_sample, sizes, Random(device, seed), dtype, sampled, filtered)
             yield f"sample {kind} {_short(dtype)}", check
+    for dtype in (torch.float32, torch.bfloat16):
+        yield f"adjust {_short(dtype)}", partial(_adjust, sizes, Random(device, seed), dtype)
     yield "ngram", partial(_ngram, sizes, Random(device, seed))
     yield "pack_tree", partial(_pack_tree, sizes, Random(device, seed))
     yield "accept", partial(_accept, sizes, Random(device, seed))
@@ -130,6 +132,28 @@ def forest(sizes: Sizes, random: Random) -> tuple[Tensor, Tensor, Tensor, Tensor
     return random.ints(0, 3, slots, nodes), parent, score, active, length, slots * nodes * 2 // 3
 
 
+def _adjust(sizes: Sizes, random: Random, dtype: torch.dtype) -> str | None:
+    tree = forest(sizes, random)
+    rows, slots = pack_tree.pack_tree_twin(*tree), sizes.slots + 1
+    logits = (random.normal(tree[-1], sizes.vocab) * 4).to(dtype)
+    penalties = adjust.Penalties(
+        presence=random.normal(slots),
+        frequency=random.normal(slots),
+        repetition=0.5 + random.uniform(slots),
+        # half of the vocabulary in prompt or output
+        count=(random.ints(0, 9, slots, sizes.vocab) * random.ints(0, 2, slots, sizes.vocab)).to(torch.int32),
+    )
+    allowed = random.ints(-(2**31), 2**31, tree[-1], -(-sizes.vocab // 32)).to(torch.int32)
+    ids = torch.stack([random.ints(0, sizes.vocab // 8, slots) + n * (sizes.vocab // 8) for n in range(8)], 1)
+    asked: dict[str, Any] = {
+        "penalties": penalties,
+        "bias": adjust.Bias(ids, random.normal(slots, 8)),
+        "minimum": adjust.MinTokens(random.ints(0, 2, slots) * 4 * sizes.page, ids[:, :2]),
+        "allowed": allowed,
+    }
+    return difference(adjust.adjust_kernel(logits, rows, **asked), adjust.adjust_twin(logits, rows, **asked))
+
+
 def _pack_tree(sizes: Sizes, random: Random) -> str | None:
     inputs = forest(sizes, random)
     return difference(pack_tree.pack_tree_kernel(*inputs), pack_tree.pack_tree_twin(*inputs))
@@ -141,7 +165,8 @@ def _accept(sizes: Sizes, random: Random) -> str | None:
     choice = random.ints(0, 3, count)
     tokens = random.ints(0, 3, sizes.slots + 1, 4 * sizes.page)
     limit = length + random.ints(1, 4, sizes.slots + 1)
-    ends = torch.full((sizes.slots + 1, 1), 2, device=random.device)
+    # two columns of a wider table, as the round hands them over; the third would end everything
+    ends = torch.tensor([2, -1, 0], device=random.device).expand(sizes.slots + 1, 3).contiguous()[:, :2]
 
     def run(op: Callable[..., accept.Committed]) -> tuple[object, ...]:
         state = [tensor.clone() for tensor in (tokens, length, active)]

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from redraft.kernels.attention_cpu import LANES, FusedAttention
 from redraft.kernels.fused_cpu import load_fused
+from redraft.kernels.paged_attention import PagedAttention
 from redraft.kernels.rows import Rows
 from redraft.kernels.tree_attention import Attention, CpuAttention, TwinAttention
+from redraft.kernels.triton_support import use_triton
 
 MakeAttention = Callable[[Rows, Tensor, int, int], Attention]
 
@@ -17,6 +19,11 @@ MakeAttention = Callable[[Rows, Tensor, int, int], Attention]
 def twin_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
     """The reference: fixed shapes, any device."""
     return TwinAttention(rows, page_table, position_bound)
+
+
+def cuda_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
+    """The GPU's: in Triton, the twin where there is none."""
+    return block_attention(rows, page_table, position_bound, head_dim)
 
 
 def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
@@ -32,6 +39,8 @@ def block_attention(rows: Rows, page_table: Tensor, position_bound: int, head_di
 
     Positions before ``first`` are seen by none but their own rows; what lies in their cells has to be finite.
     """
+    if use_triton(rows.token, page_table):
+        return PagedAttention(rows, page_table, position_bound, first)
     library = load_fused() if rows.token.device.type == "cpu" else None
     if library is None or head_dim % LANES:
         return TwinAttention(rows, page_table, position_bound, first)

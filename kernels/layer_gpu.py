@@ -1,7 +1,8 @@
 """A decoder layer in five launches beside attention's: what ``LayerOps`` asks for, on a GPU.
 
 norm, queries, keys and values | norms of heads, rotation, cells | *attention* | output and residual | norm, gate and
-up, SwiGLU | down and residual.  The second and fourth product are ``Linear``'s own.
+up, SwiGLU | down and residual.  The second and fourth product are ``Linear``'s own.  In passes of more than 64 rows
+the two norms have launches of their own, with the same bits.
 """
 
 from __future__ import annotations

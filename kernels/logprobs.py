@@ -18,7 +18,7 @@ from torch import Tensor
 from redraft.kernels.filters import FP32_MAX, scale_logits, softmax_weight, sort_key
 from redraft.kernels.noise import log_fp32
 
-CHUNK = 64
+CHUNK = 32
 """Rows at a time, which bounds the memory for int64 keys and weights of whole vocabularies."""
 
 

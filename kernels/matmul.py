@@ -10,11 +10,14 @@ A row's bits follow from the row and the weight alone, because everything betwee
   the same instruction (mma.sync m16n8k16; 64 rows would be wgmma) in the same layout.  What the compiler makes of
   both variants is compared ahead of time (tests/kernels/test_compile_matmul.py), on a device byte for byte
   (benchmarks/row_checks.py).
-- The norm's squares are summed in tiles of one shape, over all of K, in every program.
+- The norm's squares are summed over all of K in every program, each row by one warp in one order.  Beyond 64 rows,
+  where every program's reading them once more would count, the norm has a launch of its own, which sums and rounds
+  alike.
 - Up to 64 rows each part of K has its own program.  It leaves its sums in a workspace and draws a ticket; the last one
   adds up.  Beyond 64 rows one program goes through the parts in turn.  The sums and their order are the same.
 
-Nothing is ever rounded between parts, no float is added atomically, nothing is tuned at run time (matmul_plan.py).
+Nothing is rounded between parts, no float is added atomically, products and sums stay apart but within ``tl.dot`` (the
+compiler might fuse them in one variant only), and nothing is tuned at run time (matmul_plan.py).
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from torch.nn import functional
 
 from redraft.kernels.matmul_device import product
 from redraft.kernels.matmul_plan import ROWS, TILES, Plan, plan
-from redraft.kernels.rms_norm import rms_norm_twin
+from redraft.kernels.rms_norm import rms_norm_kernel, rms_norm_twin
 from redraft.kernels.triton_support import check_tensor
 
 PARTIALS = 2**22
@@ -77,7 +80,7 @@ def matmul_kernel(
     eps: float = 0.0,
     gated: bool = False,
 ) -> Tensor:
-    """``prologue(x) @ weight.T`` and its epilogue in one launch.
+    """``prologue(x) @ weight.T`` and its epilogue in one launch; in two with a norm of more than 64 rows.
 
     Args:
         x: [R, K] bf16, fp16 or fp32; ``weight``, ``bias`` and ``residual`` have its dtype.
@@ -106,6 +109,8 @@ def matmul_kernel(
             check_tensor(name, tensor, len(shape), dtype, like=x)
             if tensor.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)}, but is {list(tensor.shape)}")
+    if norm is not None and R > TILES * ROWS:
+        x, norm = rms_norm_kernel(x, norm, eps), None
     y = torch.empty(R, N, dtype=x.dtype, device=x.device)
     if y.numel():
         _launch(x, weight, bias, residual, norm, y, eps, gated, plan(N, K, gated, x.element_size()))
@@ -156,4 +161,5 @@ def _launch(
         num_warps=how.warps,
         num_stages=how.stages(tiles),
         maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,
     )

@@ -1,6 +1,6 @@
 """The device's part of ``matmul.py``: what one program multiplies, leaves to others, adds up and writes."""
 # kernels' parameters are Triton's, not Python's
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _add_parts(p_part, stride, m_row, PARTS: tl.constexpr, ROWS: tl.constexpr, B
     return b_sum
 
 
-@jit
+# a row count of 1, or of 16, would be compiled apart
+@jit(do_not_specialize=["R"])
 def product(
     p_x, p_weight, p_norm, p_bias, p_residual, p_y, p_part, p_ticket, R, N, K, part, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, EVEN: tl.constexpr,
@@ -70,7 +71,7 @@ def product(
     ``p_x`` [R, K], ``p_weight`` [N or 2 N, K], ``p_norm`` [K] fp32, ``p_bias`` [N or 2 N], ``p_residual``, ``p_y``
     [R, N], ``p_part`` fp32 and ``p_ticket`` int32: the workspace.  ``EVEN``: K is a multiple of ``BLOCK_K``.
     """
-    # the programs that read the same weights, or add to the same sums, run together
+    # programs that read the same weights, or whose sums are added up, are neighbours
     i_first, i_block = tl.program_id(0), tl.program_id(1)
     row = tl.full([], 0, tl.int64) if TICKET else (i_first * (TILES * ROWS)).to(tl.int64)
     n = i_block.to(tl.int64) * BLOCK_N
@@ -83,13 +84,13 @@ def product(
     b_scale0 = o_row.to(tl.float32)
     b_scale1 = b_scale0
     if NORM:
-        b_scale0 = inverse_rms_device(p_x0, m_row0, K, eps, ROWS, 128)
+        b_scale0 = inverse_rms_device(p_x0, m_row0, K, eps, ROWS)
         if TILES > 1:
-            b_scale1 = inverse_rms_device(p_x1, m_row1, K, eps, ROWS, 128)
+            b_scale1 = inverse_rms_device(p_x1, m_row1, K, eps, ROWS)
     p_rows0 = p_x0 + o_row[:, None] * K + o_k[None, :]
     p_rows1 = p_x1 + o_row[:, None] * K + o_k[None, :]
     p_columns = p_weight + n * K + o_n[None, :] * K + o_k[:, None]
-    up = N.to(tl.int64) * K
+    up = tl.full([], 1, tl.int64) * N * K
     b_none = tl.zeros([ROWS, BLOCK_N], tl.float32)
     b_y0, b_y1, b_up0, b_up1 = b_none, b_none, b_none, b_none
     for i_turn in range(1 if TICKET else PARTS):

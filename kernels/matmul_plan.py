@@ -3,9 +3,9 @@
 At decode a product is the time it takes to read the weight once, 3.35 TB/s on an H100, 4.8 on an H200.  What that asks
 for, with 132 multiprocessors and some 700 ns from request to data:
 
-- *Bytes under way*, 4.8 TB/s times 700 ns: 3.4 MB, 26 KB a multiprocessor.  A stage of 64 columns by 128 of K holds
-  16 KB of weights, one of the gated product 2 times 64 by 64 as much; the three or four that fit ``SHARED`` leave at
-  least 32 KB under way a program.
+- *Bytes under way*, 4.8 TB/s times 700 ns: 3.4 MB, 26 KB a multiprocessor.  A buffer of 64 columns by 64 of K holds
+  8 KB of weights, one of the gated product twice that; of those that fit ``SHARED`` all but one are under way while
+  that one is multiplied: 40 to 48 KB a program of 64 columns at up to 32 rows, 32 KB at 64.
 - *One wave.*  Programs that run all at once share the bandwidth, so nothing is lost if they are no multiple of 132; a
   second wave that is half empty loses half of itself.  ``SHARED`` lets two programs live on a multiprocessor of an H100
   (264 places).  With 96 programs or more each needs at most 50 GB/s, half of what a multiprocessor can take in.  So K
@@ -13,7 +13,7 @@ for, with 132 multiprocessors and some 700 ns from request to data:
   to add the others up (1 to 2 microseconds).
 - *Rows are read by every block of columns*: 64 rows weigh as much as 64 columns, all of it out of the second cache.
   Hence 64 columns, and 16 only for outputs below 2048, which have too few blocks of 64 and are bound by latency anyway:
-  stages of 128 then put all of K = 576 under way at once.
+  buffers of 128 then put all of K = 576 under way at once.
 
 | | N, K | blocks, parts | programs |
 | --- | --- | --- | ---: |
@@ -21,7 +21,9 @@ for, with 132 multiprocessors and some 700 ns from request to data:
 | Qwen3-1.7B | 4096, 2048; 2048, 2048; 2 x 6144, 2048; 2048, 6144 | 64, 2; 32, 4; 96, 1; 32, 4 | 128; 128; 96; 128 |
 | Qwen3-8B | 6144, 4096; 4096, 4096; 2 x 12288, 4096; 4096, 12288 | 96, 1; 64, 2; 192, 1; 64, 2 | 96; 128; 192; 128 |
 
-Numbers of stages may differ with the rows: they move loads, not sums.  These figures are reasoned, not measured.
+Numbers of stages may differ with the rows: they move loads, not sums.  A norm costs a program its rows once more, out
+of the second cache, before its first weight is multiplied: some 1 to 2 microseconds at K = 4096.  All these figures are
+reasoned, not measured.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ PROGRAMS = 96
 PART = 512
 """Elements of K that a part has at least."""
 SHARED = 80 * 1024
-"""Bytes of stages a program may hold: what consumer cards have, and less than half of what an H100 has."""
+"""Bytes of buffers a program may hold: with what a norm takes beside them it fits consumer cards, and an H100 twice."""
 ROWS = 32
 """Rows of one ``tl.dot``.  64 would make it wgmma on sm_90 and tcgen05 on sm_100: other arithmetic (design: "Bits")."""
+WARPS = 4
+"""What the order of a norm's squares rests on as well (``rms_norm.inverse_rms_device``)."""
 TILES = 2
 """Tiles of ``ROWS`` rows that one program multiplies with a weight it has read, at most."""
 
@@ -81,5 +85,4 @@ def plan(outputs: int, inner: int, gated: bool, itemsize: int) -> Plan:
     part = -(-steps // parts) * block_k
     # rounding up may have left the last one with nothing
     parts = -(-inner // part)
-    warps = 4
-    return Plan(block_n, block_k, parts, part, warps, (1 + gated) * block_n * block_k * itemsize, itemsize)
+    return Plan(block_n, block_k, parts, part, WARPS, (1 + gated) * block_n * block_k * itemsize, itemsize)

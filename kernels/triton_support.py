@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 
-def _leave(function: Callable[..., Any]) -> Callable[..., Any]:
-    """In place of ``triton.jit`` where there is no Triton, so nobody calls the kernel."""
-    return function
+def _leave(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """In place of ``triton.jit``, with or without options, where there is no Triton, so nobody calls the kernel."""
+    return function or _leave
 
 
 jit: Callable[..., Any]

@@ -7,12 +7,16 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
-from redraft.server import chat, completions, system
+from redraft.server import chat, completions, system, tokens
+from redraft.server.admission import Admission
 from redraft.server.auth import ApiKeyMiddleware
+from redraft.server.documentation import document
 from redraft.server.engine.client import EngineClient
 from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
+from redraft.server.head import HeaderLimits
 from redraft.server.metrics import Metrics
 from redraft.server.observe import Observer, Traces
 from redraft.server.service import Service
@@ -37,23 +41,33 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.read_template()
         try:
             yield
         finally:
+            if service.templates is not None:
+                await service.templates.close()
             await engine.close()
 
-    app = FastAPI(
-        title="Redraft",
-        description="OpenAI-compatible inference with speculative decoding. Parameters that are not honoured are "
-        "refused with 400, unless their value asks for nothing.",
-        lifespan=lifespan,
-        redirect_slashes=False,
-    )
-    app.state.service = Service(engine, tokenizer, settings, metrics)
+    service = Service(engine, tokenizer, settings, metrics, Admission(metrics, settings))
+    app = FastAPI(title="Redraft", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
+    document(app, settings)
+    app.state.service = service
     install_error_handlers(app)
     if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys)
+        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, guard=settings.guard)
+    if settings.cors_origins:
+        # outside the keys: a browser asks without one whether it may ask, and has to be able to read a 401
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After", "X-Request-Id"),
+        )
+    app.add_middleware(HeaderLimits)
+    # outside everything: what is refused has an id, a line and a count too
     app.add_middleware(Observer, metrics=metrics, settings=settings, traces=traces)
-    for routes in (completions.router, chat.router, system.router):
+    for routes in (completions.router, chat.router, tokens.router, system.router):
         app.include_router(routes)
     return app

@@ -1,6 +1,7 @@
 """API keys: pure ASGI, so that streams pass through untouched.
 
-Probes and metrics stay open, for they carry no content; everything else wants ``Authorization: Bearer <key>``.
+Probes and metrics stay open unless they are guarded, for they carry no content; everything else wants
+``Authorization: Bearer <key>``.
 """
 
 from __future__ import annotations
@@ -13,19 +14,26 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from redraft.server.errors import ApiError, error_response
 from redraft.server.limits import MAX_KEY_BYTES
+from redraft.server.settings import Guard
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
+PROBES = frozenset({"/health", "/ready"})
+OPEN_PATHS: dict[Guard, frozenset[str]] = {
+    "none": PROBES | {"/version", "/metrics"},
+    "metrics": PROBES,
+    "all": frozenset(),
+}
 
 
 class ApiKeyMiddleware:
     """Answers 401 to requests that carry none of ``keys``."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], guard: Guard) -> None:
         self.app = app
+        self._open = OPEN_PATHS[guard]
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._allowed(scope):
+        if scope["type"] != "http" or scope["path"] in self._open or self._allowed(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(

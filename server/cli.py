@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from redraft.server import train_cli
 from redraft.server.data import cli as data_cli
+from redraft.server.http_options import (
+    ApiKey,
+    ApiKeyFile,
+    CorsOrigin,
+    DrainSeconds,
+    Guarded,
+    Host,
+    MaxQueue,
+    Port,
+    RequestTimeout,
+    ServedName,
+)
 from redraft.server.observe_options import LogForm, LogPrompts, MetricsNames, OtlpEndpoint, PricePerHour
 from redraft.server.options import (
     DEFAULT_TARGET,
@@ -29,9 +42,11 @@ from redraft.server.options import (
     Offline,
     OwnTokens,
     PrefixCaching,
+    ReasoningParser,
     Revision,
     Speculation,
     Target,
+    ToolParser,
     engine_config,
     finite,
     mendable_errors,
@@ -66,26 +81,18 @@ def serve(
     prefix_caching: PrefixCaching = True,
     speculation: Speculation = "auto",
     max_nodes: Nodes = None,
-    host: Annotated[
-        str, typer.Option(envvar="REDRAFT_HOST", help="Address to listen on; 0.0.0.0 is every one.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(envvar="REDRAFT_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8000,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="REDRAFT_API_KEY",
-            help="Key that clients must send as a bearer token; repeat it (in the variable: separate by spaces) for "
-            "several. Without one, nobody is asked for a key.",
-        ),
-    ] = None,
-    served_model_name: Annotated[
-        str | None,
-        typer.Option(
-            envvar="REDRAFT_SERVED_MODEL_NAME", help="Name of the model towards clients; by default the target's."
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    served_model_name: ServedName = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    guard: Guarded = "none",
+    cors_origin: CorsOrigin = None,
+    max_queue: MaxQueue = 256,
+    request_timeout: RequestTimeout = None,
+    drain_seconds: DrainSeconds = 25.0,
+    tool_parser: ToolParser = "auto",
+    reasoning_parser: ReasoningParser = "auto",
     metrics_names: MetricsNames = "both",
     price_per_hour: PricePerHour = None,
     log_format: LogForm = None,
@@ -97,9 +104,9 @@ def serve(
         from redraft.server import launch
 
         launch.check_address(host, port)
-        keys = launch.check_keys(api_key or [])
+        settings = launch.server_settings(context.params)
         config = engine_config(context)
-        launch.serve(config, launch.server_settings(served_model_name or config.target_name, keys, context.params))
+        launch.serve(config, replace(settings, served_model_name=served_model_name or config.target_name))
 
 
 @app.command()

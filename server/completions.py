@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,14 +11,18 @@ from fastapi import APIRouter, Request, Response
 
 from redraft.server.body import StrictRoute
 from redraft.server.choice import Delta
+from redraft.server.describe import GENERATION
+from redraft.server.echo import Echo
 from redraft.server.engine.types import EngineInfo
-from redraft.server.errors import ErrorReply
+from redraft.server.errors import invalid
 from redraft.server.intake import check_ids, plan, room, tokenise
 from redraft.server.replies import Completion, CompletionChoice
+from redraft.server.reply_logprobs import TokenBytes, completion_logprobs, prompt_logprobs
 from redraft.server.respond import respond
 from redraft.server.schemas import CompletionRequest
 from redraft.server.service import Service, ServiceDep
 from redraft.server.structured import enforced
+from redraft.server.text import TextTokenizer
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -27,36 +32,59 @@ router = APIRouter(route_class=StrictRoute, tags=["generation"])
 @router.post(
     "/v1/completions",
     response_model=Completion,
-    responses={
-        "4XX": {"model": ErrorReply, "description": "The request is at fault."},
-        503: {"model": ErrorReply, "description": "Loading, draining, or the engine has ended."},
-    },
+    responses=GENERATION,
 )
 async def create_completion(body: CompletionRequest, request: Request, service: ServiceDep) -> Response:
     """Continue texts.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
-    prompts = [await _prompt(service, info, prompt) for prompt in body.prompt]
+    service.check_room(info)
+    prompts = [await _prompt(service, info, prompt, body) for prompt in body.prompt]
     sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
     grammar = await enforced(body)
-    form = CompletionForm(info, body.model)
+    if body.echo:
+        echoes = await asyncio.to_thread(_echoes, body.prompt, prompts, service.tokenizer)
+    else:
+        echoes = [Echo(prompt) for prompt in prompts]
+    form = CompletionForm(info, body, echoes, service.tokenizer.token_bytes)
     return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
 
 
-async def _prompt(service: Service, info: EngineInfo, prompt: str | list[int]) -> tuple[int, ...]:
-    if isinstance(prompt, str):
-        return await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=True) if prompt else ()
-    return check_ids(prompt, info, "prompt")
+async def _prompt(
+    service: Service, info: EngineInfo, prompt: str | list[int], body: CompletionRequest
+) -> tuple[int, ...]:
+    """Token ids of ``prompt``, with a suffix as the model's infilling wants them."""
+    special = body.add_special_tokens and not body.suffix
+    if isinstance(prompt, list):
+        ids = check_ids(prompt, info, "prompt")
+    else:
+        ids = await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=special) if prompt else ()
+    if not body.suffix:
+        return ids
+    suffix = await tokenise(service.tokenizer, body.suffix, info, "suffix", special_tokens=False)
+    between = service.tokenizer.infill(ids, suffix, special_tokens=body.add_special_tokens)
+    if between is None:
+        raise invalid("suffix", "This model has no tokens for infilling; leave suffix out.", "unsupported_parameter")
+    return between
+
+
+def _echoes(sent: Sequence[str | list[int]], prompts: Sequence[tuple[int, ...]], text: TextTokenizer) -> list[Echo]:
+    return [Echo.of(prompt, ids, text) for prompt, ids in zip(sent, prompts, strict=True)]
 
 
 class CompletionForm:
     """A completion's chunks and whole reply."""
 
-    def __init__(self, info: EngineInfo, model: str) -> None:
+    def __init__(self, info: EngineInfo, body: CompletionRequest, echoes: Sequence[Echo], read: TokenBytes) -> None:
+        """``echoes``: the prompts, each for its ``n`` choices; ``read`` gives tokens' bytes."""
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._model = model
         self._fingerprint = info.fingerprint
+        self._body = body
+        self._echoes = echoes
+        self._read = read
+        self._begun: set[int] = set()
+        """Choices that were shown something of."""
 
     def chunks(self, delta: Delta) -> Sequence[Completion]:
         """One chunk, with or without the finish."""
@@ -74,10 +102,29 @@ class CompletionForm:
         return Completion(
             id=self.id,
             created=self._created,
-            model=self._model,
+            model=self._body.model,
             system_fingerprint=self._fingerprint,
-            choices=[
-                CompletionChoice(index=delta.index, text=delta.text, finish_reason=delta.finish_reason)
-                for delta in deltas
-            ],
+            choices=[self._choice(delta) for delta in deltas],
+        )
+
+    def _choice(self, delta: Delta) -> CompletionChoice:
+        """What is new of a choice; with its first delta the prompt, if that is to be repeated."""
+        body, echo = self._body, self._echoes[delta.index // self._body.n]
+        text, scored = delta.text, list(delta.scored)
+        is_first = delta.index not in self._begun
+        self._begun.add(delta.index)
+        if body.echo:
+            scored = echo.before(scored)
+            if is_first:
+                text = echo.text + text
+                scored = [*(() if body.tops is None else echo.scored(delta.prompt, body.tops)), *scored]
+        told = None
+        if body.prompt_logprobs is not None:
+            told = prompt_logprobs(echo.ids, delta.prompt, body.prompt_logprobs, self._read)
+        return CompletionChoice(
+            index=delta.index,
+            text=text,
+            logprobs=None if body.tops is None or not scored else completion_logprobs(scored, self._read),
+            prompt_logprobs=told,
+            finish_reason=delta.finish_reason,
         )

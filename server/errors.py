@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -21,6 +21,8 @@ from redraft.server.refuse import refusal
 
 REQUEST_ID = "x-request-id"
 """Header, and key of a request's scope, with the request's id (observe.py)."""
+TEXT, CONVERSATION = "(text)", "(conversation)"
+"""Kinds of one body; pydantic's paths name them, and clients know nothing of them."""
 
 
 class ErrorDetail(BaseModel):
@@ -35,7 +37,20 @@ class ErrorDetail(BaseModel):
 class ErrorReply(BaseModel):
     """Body of every reply that is not a success."""
 
-    error: ErrorDetail
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "message": "'max_tokens': Input should be greater than or equal to 1",
+                    "type": "invalid_request_error",
+                    "param": "max_tokens",
+                    "code": "invalid_value",
+                }
+            }
+        }
+    )
+
+    error: ErrorDetail = Field(description="Everything about the error.")
 
 
 class ApiError(HTTPException):
@@ -136,9 +151,10 @@ def _reply(status: int, message: str, param: str | None, code: str | None) -> Er
 
 def _from_pydantic(detail: dict[str, Any]) -> ApiError:
     """The first of pydantic's complaints as a 400."""
-    path: Sequence[str | int] = detail["loc"][1:]
+    path: Sequence[str | int] = [part for part in detail["loc"][1:] if part not in (TEXT, CONVERSATION)]
     # what two parameters disagree about has no place of its own in the body
-    param = clip(_dotted(path)) or detail.get("ctx", {}).get("param")
+    within = detail.get("ctx", {}).get("param")
+    param = clip(_dotted([*path, within] if within else path)) or None
     if detail["type"] == "missing":
         where = f"'{param}'" if param else "A JSON body"
         return invalid(param, f"{where} is required.", "missing_required_parameter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from prometheus_client.registry import Collector
@@ -18,6 +19,14 @@ from redraft.server.window import Window
 PER_MILLION_HOURS = 1e6 / 3600
 """A price per hour times this, by tokens per second, is a price per million tokens."""
 Labelled = tuple[tuple[str, ...], float | Distribution]
+
+
+def _tasks() -> int | None:
+    """Of the event loop; None where none runs."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return None
 
 
 class EngineGauges(Collector):
@@ -56,11 +65,13 @@ class EngineGauges(Collector):
             "prefix_cache_queries": stats.prompt_tokens,
             "prefix_cache_hits": stats.reused_tokens,
             "round_seconds": stats.passes.round_seconds,
+            "out_of_memory": stats.out_of_memory,
         }
         labelled: dict[str, list[Labelled]] = {name: [((), value)] for name, value in plain.items()}
         labelled["requests_waiting_by_reason"] = [(("capacity",), stats.waiting)]
         labelled["kv_info"] = [((str(PAGE), str(stats.pages_total)), 1)]
         labelled["draft_info"] = [((str(info.max_nodes),), 1)]
+        labelled["server_tasks"] = _if_any(_tasks())
         labelled |= _of_passes(stats)
         labelled["acceptance_length_mean"] = _if_any(window.tokens_per_round)
         labelled["cost_per_million_tokens"] = _if_any(self._cost(window))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from redraft.server.choice import Choice
-from redraft.server.detokenize import Detokenizer
+from redraft.server.detokenize import Decoder, Detokenizer
 from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
-from redraft.server.limits import THREAD_CHARS
+from redraft.server.limits import MAX_PROMPT_SCORES, THREAD_CHARS
 from redraft.server.observe import Asked, note
+from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
-from redraft.server.schemas import GenerationRequest
+from redraft.server.schemas import CompletionRequest, GenerationRequest
 from redraft.server.service import Service
 from redraft.server.stops import StopStrings
 from redraft.server.text import TextTokenizer
@@ -70,34 +71,34 @@ def plan(
     reply_id: str,
     prompts: Sequence[tuple[tuple[int, ...], int]],
     grammar: str | None = None,
+    reader: Callable[[], OutputReader] | None = None,
 ) -> Generation:
-    """The choices that ``body`` asks for, ``n`` of each of ``prompts`` (token ids and how many may follow).
+    """The choices that ``body`` asks for, ``made`` of each of ``prompts`` (token ids and how many may follow).
 
-    ``grammar``: what all of them follow (structured.py).
+    ``grammar``: what all of them follow (structured.py); ``reader`` makes what reads a choice's text, where that may be
+    more than text.
     """
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
+    _check_scores(body, sum(len(prompt) for prompt, _ in prompts))
     seed = secrets.randbits(64) if body.seed is None else body.seed
     choices = [
         _choice(
             service,
             info,
             body,
-            Request(
-                f"{reply_id}-{number * body.n + index}",
-                prompt,
-                _params(body, max_tokens, _seed(seed, index, body.n)),
-                max_nodes=body.max_nodes,
-                grammar=grammar,
-                cache_salt=body.cache_salt or "",
+            _request(
+                body, f"{reply_id}-{number * body.made + i}", prompt, max_tokens, _seed(seed, i, body.made), grammar
             ),
-            number * body.n + index,
+            number * body.made + i,
+            reader and reader(),
         )
         for number, (prompt, max_tokens) in enumerate(prompts)
-        for index in range(body.n)
+        for i in range(body.made)
     ]
     note(Asked(reply_id, body, info.draft, len(prompts), [choice.record for choice in choices]))
-    return Generation(service.engine, choices, sum(len(prompt) for prompt, _ in prompts), body.n)
+    prompt_tokens = sum(len(prompt) for prompt, _ in prompts)
+    return Generation(service.engine, service.admission, choices, prompt_tokens, body.made, body.n)
 
 
 def _choice(
@@ -106,15 +107,33 @@ def _choice(
     body: GenerationRequest,
     request: Request,
     index: int,
+    reader: OutputReader | None,
 ) -> Choice:
     recorder = service.metrics.recorder(info.draft)
     return Choice(
         index,
         request,
-        Detokenizer(service.tokenizer),
+        Detokenizer(_decoder(service, body, reader)),
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
         lambda: ChoiceRecord(recorder, len(request.prompt), max_tokens=request.params.max_tokens),
+        reader,
+    )
+
+
+def _request(
+    body: GenerationRequest, request_id: str, prompt: tuple[int, ...], max_tokens: int, seed: int, grammar: str | None
+) -> Request:
+    params = _params(body, max_tokens, seed)
+    return Request(
+        request_id,
+        prompt,
+        params,
+        max_nodes=body.max_nodes,
+        # every row of a prompt must be computed to tell of it
+        reuse=params.prompt_logprobs is None,
+        grammar=grammar,
+        cache_salt=body.cache_salt or "",
     )
 
 
@@ -140,13 +159,45 @@ def _params(body: GenerationRequest, max_tokens: int, seed: int) -> SamplingPara
         min_tokens=body.min_tokens,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
+        # which choices are best is told by their log-probabilities
+        logprobs=0 if body.tops is None and body.made > body.n else body.tops,
+        prompt_logprobs=_prompt_tops(body),
     )
 
 
+def _check_scores(body: GenerationRequest, prompt_tokens: int) -> None:
+    """400 when more is to be told of prompts than a reply can hold."""
+    top = _prompt_tops(body)
+    scores = 0 if top is None else prompt_tokens * body.made * (top + 1)
+    if scores > MAX_PROMPT_SCORES:
+        param = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+        message = f"{param}: {scores} log-probabilities of prompts were asked for; {MAX_PROMPT_SCORES} are the most."
+        raise invalid(param, message, "invalid_value")
+
+
+def _prompt_tops(body: GenerationRequest) -> int | None:
+    """How many of the likeliest tokens to name in the place of each of the prompt's; None if nothing is told of it."""
+    echoed = body.tops if isinstance(body, CompletionRequest) and body.echo else None
+    asked = [top for top in (body.prompt_logprobs, echoed) if top is not None]
+    return max(asked, default=None)
+
+
 def _hidden(params: SamplingParams, info: EngineInfo, body: GenerationRequest) -> frozenset[int]:
-    """End tokens that show no text."""
+    """End tokens that show no text.
+
+    With ``include_stop_str_in_output`` those that the client named show, and the model's own where special tokens do.
+    """
     ends = frozenset(params.ends(info.eos_token_ids))
-    return ends - frozenset(body.stop_token_ids) if body.include_stop_str_in_output else ends
+    if not body.include_stop_str_in_output:
+        return ends
+    return ends - frozenset(body.stop_token_ids) if body.skip_special_tokens else frozenset()
+
+
+def _decoder(service: Service, body: GenerationRequest, reader: OutputReader | None) -> Decoder:
+    """Shows the special tokens that the client wants to see, or that ``reader`` must."""
+    if not body.skip_special_tokens:
+        return service.tokenizer.showing(None)
+    return service.tokenizer if reader is None else service.tokenizer.showing(reader.marks)
 
 
 def _seed(seed: int, index: int, n: int) -> int:

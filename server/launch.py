@@ -38,19 +38,36 @@ def check_address(host: str, port: int) -> None:
         raise RedraftError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
 
 
-def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
-    """The API keys, refused when one is empty: an unset variable must not open or close the server by accident."""
+def check_keys(keys: Sequence[str], file: Path | None = None) -> tuple[str, ...]:
+    """The API keys given and those in ``file``, one a line; refused when there is none where some were meant.
+
+    An unset variable or an empty file must not open or close the server by accident.
+    """
     # the command line reads an empty variable as none at all
     if any(not key.strip() for key in keys) or (not keys and "REDRAFT_API_KEY" in os.environ):
         raise RedraftError("an --api-key is empty; give a key, or leave the option and REDRAFT_API_KEY out")
-    return tuple(keys)
+    if file is None:
+        if "REDRAFT_API_KEY_FILE" in os.environ:
+            raise RedraftError("REDRAFT_API_KEY_FILE is empty; name a file with keys, or leave it out")
+        return tuple(keys)
+    try:
+        lines = file.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise RedraftError(f"--api-key-file {file} cannot be read: {reason}") from error
+    if not lines:
+        raise RedraftError(f"--api-key-file {file} has no keys; put one on a line, or leave the option out")
+    return (*keys, *lines)
 
 
-def server_settings(name: str, keys: tuple[str, ...], options: Mapping[str, Any]) -> ServerSettings:
-    """Settings of the HTTP side, by the names of the options of ``redraft serve``."""
-    named = {field.name for field in fields(ServerSettings)} - {"served_model_name", "api_keys"}
+def server_settings(options: Mapping[str, Any]) -> ServerSettings:
+    """Settings of the HTTP side, by the names of the options of ``redraft serve``; without the model's name."""
+    keys = check_keys(options["api_key"] or (), options["api_key_file"])
+    if options["guard"] != "none" and not keys:
+        raise RedraftError(f"--guard {options['guard']} asks for keys, and there are none; give --api-key")
+    named = {field.name for field in fields(ServerSettings)} - {"served_model_name"}
     taken = {name: value for name, value in options.items() if name in named}
-    return ServerSettings(served_model_name=name, api_keys=keys, **taken)
+    return ServerSettings("", api_keys=keys, cors_origins=tuple(options["cors_origin"] or ()), **taken)
 
 
 def serve(config: EngineConfig, settings: ServerSettings) -> None:

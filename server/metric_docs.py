@@ -21,7 +21,8 @@ both are shown by default, and count the same things once.
 - Types, labels and edges under vLLM's names are vLLM 0.32's; further edges lie below its lowest ones, where a small
   model with speculation lives. Of tokens, edges end with the context length.
 - Not there, for this server has nothing of the kind: LoRA, sleep levels, external caches, sampled life times of blocks,
-  `corrupted_requests`. `redraft_limits_hit_total` and `admission_rejections_total` appear with the limits of a server.
+  `corrupted_requests`.
+- Of the limits in `redraft_limits_hit_total` vLLM knows one: `max_queue` is its reason `max_num_queued_reqs`.
 - Acceptance length: `1 + rate(accepted) / rate(drafts)` under vLLM's names leaves out rounds that drafted nothing;
   `rate(redraft_acceptance_length_sum) / rate(redraft_acceptance_length_count)` has them all.
 - Gaps: `inter_token_latency_seconds` is per token (a gap that brought four tokens counts four times, with a quarter

@@ -236,6 +236,8 @@ TABLE: tuple[Metric, ...] = (
         "Times a choice gave up its KV to an older one and had to wait again.",
         vllm="num_preemptions",
     ),
+    counter("out_of_memory", "Passes that failed for want of device memory."),
+    gauge("server_tasks", "Tasks of the server's own process, those of connections included."),
     counter("prefix_cache_queries", "Prompt tokens of choices that were admitted.", vllm="prefix_cache_queries"),
     counter("prefix_cache_hits", "Of these, tokens whose KV was there already.", vllm="prefix_cache_hits"),
     Metric("engine_up", "gauge", "1 while the engine's process lives, 0 once it has ended.", by_draft=False),

@@ -75,7 +75,7 @@ class Metrics(Collector):
             self.series["limits_hit"].count("", limit)
 
     def limit_hit(self, limit: str) -> None:
-        """``limit`` refused or ended a request."""
+        """``limit`` (admission.py has their names) refused or ended a request."""
         self.series["limits_hit"].count("", limit).inc()
 
     def answered(self, path: str, status: int) -> None:

@@ -172,7 +172,7 @@ class Observer:
         recorder = self._metrics.recorder(asked.draft)
         for records in asked.by_prompt:
             if any(record.rounds for record in records):
-                recorder.observe("request_params_n", len(records))
+                recorder.observe("request_params_n", asked.body.n)
                 recorder.observe("request_max_num_generation_tokens", max(record.tokens for record in records))
 
     def _line(self, observed: Observed) -> dict[str, object]:

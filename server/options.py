@@ -155,6 +155,21 @@ PrefixCaching = Annotated[
         help="Keep what was computed of a text, while there is room, for later prompts that begin the same.",
     ),
 ]
+ToolParser = Annotated[
+    Literal["auto", "none", "hermes", "llama3", "qwen3_coder"],
+    typer.Option(
+        envvar="REDRAFT_TOOL_PARSER",
+        help="How the model writes tool calls; auto looks at its chat template. none: requests with tools are refused.",
+    ),
+]
+ReasoningParser = Annotated[
+    Literal["auto", "none", "think", "mistral", "seed"],
+    typer.Option(
+        envvar="REDRAFT_REASONING_PARSER",
+        help="How the model marks its reasoning: think is <think>, mistral [THINK], seed <seed:think>; auto looks at "
+        "its chat template. none: reasoning stays in the text.",
+    ),
+]
 
 
 def engine_config(context: typer.Context, **settled: Any) -> EngineConfig:

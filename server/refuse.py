@@ -23,37 +23,49 @@ def _no_more_than_n(given: Any, body: Mapping[str, Any]) -> bool:
     return isinstance(given, int) and not isinstance(given, bool) and given == (body.get("n") or 1)
 
 
-_WITHOUT_TOOLS = _is(True, False)
+def _no_special_tokens(given: Any, body: Mapping[str, Any]) -> bool:
+    """No spaces are added anywhere; that only means something between special tokens that are shown."""
+    return given is True or (given is False and body.get("skip_special_tokens") is not False)
+
 
 NEUTRAL: Mapping[str, Neutral] = {
     "audio": _is(),
-    "best_of": _no_more_than_n,
-    "echo": _is(False),
     "function_call": _is("none", "auto"),
     "functions": _is([]),
-    "logprobs": _is(False),
+    "include_reasoning": _is(True),
     "metadata": _is({}),
     "modalities": _is(["text"]),
-    "parallel_tool_calls": _WITHOUT_TOOLS,
     "prediction": _is(),
     "prompt_cache_key": _is(),
-    "reasoning_effort": _is(),
     "safety_identifier": _is(),
     "service_tier": _is("auto", "default"),
-    "skip_special_tokens": _is(True),
+    "spaces_between_special_tokens": _no_special_tokens,
     "store": _is(False),
-    "suffix": _is(""),
-    "tool_choice": _is("none", "auto"),
-    "tools": _is([]),
-    "top_logprobs": _is(0),
     "verbosity": _is(),
     "web_search_options": _is(),
 }
 """Parameters of OpenAI's and of vLLM's surface that this server knows and does not honour, with their neutral values;
 null is neutral for every parameter, known or not."""
 
+NEUTRAL_OUTSIDE_CHAT: Mapping[str, Neutral] = {
+    "parallel_tool_calls": _is(True, False),
+    "reasoning_effort": _is(),
+    "tool_choice": _is("none", "auto"),
+    "tools": _is([]),
+    "top_logprobs": _is(0),
+}
+"""What only `/v1/chat/completions` honours."""
+
+NEUTRAL_IN_CHAT: Mapping[str, Neutral] = {"best_of": _no_more_than_n, "echo": _is(False), "suffix": _is("")}
+"""What only `/v1/completions` honours."""
+
 NEUTRAL_IN_MESSAGE: Mapping[str, Neutral] = {"annotations": _is([]), "tool_calls": _is([]), "refusal": _is("")}
 """What clients echo in an assistant's message."""
+
+NEUTRAL_IN_FUNCTION: Mapping[str, Neutral] = {"strict": _is(False)}
+"""What frameworks say of a tool."""
+
+_KNOWN = {*NEUTRAL, *NEUTRAL_OUTSIDE_CHAT, *NEUTRAL_IN_CHAT, *NEUTRAL_IN_FUNCTION}
 
 
 def drop_neutral(given: Mapping[str, Any], neutral: Mapping[str, Neutral]) -> dict[str, Any]:
@@ -67,6 +79,6 @@ def drop_neutral(given: Mapping[str, Any], neutral: Mapping[str, Neutral]) -> di
 
 def refusal(quoted: str, name: str) -> str:
     """Why the parameter ``name``, written ``quoted``, was refused."""
-    if name in NEUTRAL:
+    if name in _KNOWN:
         return f"{quoted} is not supported by this server with this value; leave it out."
     return f"{quoted} is not a parameter of this endpoint."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AllowInfNan, BaseModel, Field, PlainValidator, Strict
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, Field, PlainValidator, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-from redraft.server.limits import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
+from redraft.server.limits import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS
 
 Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
@@ -103,7 +103,8 @@ class SamplingFields(BaseModel):
         default=(), description=f"Up to {MAX_STOP_TOKENS} tokens that end the reply, beside the model's own."
     )
     include_stop_str_in_output: Bool = Field(
-        default=False, description="Show the stop string or the stop token that ended the reply."
+        default=False,
+        description="Show what ended the reply: the stop string or, if it is no special one, the stop token.",
     )
     ignore_eos: Bool = Field(default=False, description="Go on behind the model's own end-of-turn tokens.")
     min_tokens: Int = Field(
@@ -112,3 +113,65 @@ class SamplingFields(BaseModel):
         lt=2**31,
         description="Tokens to make before the reply may end; stop strings are looked for in what comes after them.",
     )
+
+    prompt_logprobs: Int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Tell the log-probability of each of the prompt's tokens, and so many of the likeliest; not with "
+        "`stream`. Nothing of the prompt is taken from what was computed before.",
+    )
+
+    @property
+    def tops(self) -> int | None:
+        """How many of the likeliest tokens to name with each one's log-probability; None if none is wanted.
+
+        Each endpoint has its own parameters for it.
+        """
+        return None
+
+
+class ChatSampling(SamplingFields):
+    """What chats have besides."""
+
+    logprobs: Bool = Field(
+        default=False,
+        description="Tell each token's log-probability: the model's own, before temperature, penalties and bias.",
+    )
+    top_logprobs: Int = Field(
+        default=0, ge=0, le=MAX_LOGPROBS, description="Name so many of the likeliest tokens too. Only with `logprobs`."
+    )
+
+    @model_validator(mode="after")
+    def _tops_with_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise conflict("top_logprobs", "top_logprobs is only allowed with logprobs: true")
+        return self
+
+    @property
+    def tops(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
+
+
+class CompletionSampling(SamplingFields):
+    """What completions have besides."""
+
+    logprobs: Annotated[Int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Tell each token's log-probability (the model's own, before temperature, penalties and bias), "
+        "and so many of the likeliest.",
+    )
+    best_of: Int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_CHOICES,
+        description="Make so many choices of each prompt and show the `n` with the highest log-probability per token; "
+        "not with `stream`. All of them count as completion tokens.",
+    )
+    echo: Bool = Field(default=False, description="Repeat the prompt before each choice, in `logprobs` too.")
+
+    @property
+    def tops(self) -> int | None:
+        return self.logprobs

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from redraft.server.limits import MAX_ALTERNATIVES, MAX_FORMAT_NAME_CHARS, MAX_GRAMMAR_CHARS
-from redraft.server.refuse import drop_neutral
+from redraft.server.schema_body import Body
 from redraft.server.schema_sampling import conflict
 
 JsonSchema = dict[str, Any] | Annotated[bool, Strict()]
@@ -15,16 +15,11 @@ JsonSchema = dict[str, Any] | Annotated[bool, Strict()]
 GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
-class _Strict(BaseModel):
+class _Form(Body):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return drop_neutral(value, {}) if isinstance(value, dict) else value
 
-
-class NamedSchema(_Strict):
+class NamedSchema(_Form):
     """A JSON schema as OpenAI wraps it."""
 
     name: str = Field(max_length=MAX_FORMAT_NAME_CHARS, description="What the client calls it; without effect.")
@@ -37,19 +32,19 @@ class NamedSchema(_Strict):
     )
 
 
-class TextFormat(_Strict):
+class TextFormat(_Form):
     """No form at all, the default."""
 
     type: Literal["text"] = Field(description="Free text.")
 
 
-class JsonObjectFormat(_Strict):
+class JsonObjectFormat(_Form):
     """Any JSON object."""
 
     type: Literal["json_object"] = Field(description="Any JSON object.")
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(_Form):
     """JSON that follows a schema."""
 
     type: Literal["json_schema"] = Field(description="JSON that follows a schema.")
@@ -59,7 +54,7 @@ class JsonSchemaFormat(_Strict):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(_Form):
     """A reply's form; exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`."""
 
     json_: JsonSchema | GrammarText | None = Field(

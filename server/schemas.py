@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
 from redraft.server.limits import (
     MAX_CHOICES,
     MAX_DRAFTED,
-    MAX_FIELDS,
-    MAX_MESSAGES,
-    MAX_PARTS,
     MAX_SALT_CHARS,
     MAX_USER_CHARS,
 )
-from redraft.server.refuse import NEUTRAL, NEUTRAL_IN_MESSAGE, drop_neutral
-from redraft.server.schema_sampling import Bool, Int, SamplingFields, is_ids
-from redraft.server.schema_sampling import conflict as _conflict
+from redraft.server.refuse import NEUTRAL, NEUTRAL_OUTSIDE_CHAT, Neutral
+from redraft.server.schema_body import Body
+from redraft.server.schema_sampling import Bool, CompletionSampling, Int, SamplingFields, conflict, is_ids
 from redraft.server.schema_structured import StructuredFields
 
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -37,40 +35,24 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
     raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
 
 
-def _content(value: Any) -> str:
-    """A message's text; text parts are joined by line feeds, as templates for texts expect."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value or len(value) > MAX_PARTS:
-        raise ValueError(f"must be a text or a list of 1 to {MAX_PARTS} parts")
-    for part in value:
-        if not isinstance(part, dict) or set(part) != {"type", "text"}:
-            raise ValueError('only parts of the form {"type": "text", "text": "..."} are taken')
-        if part["type"] != "text" or not isinstance(part["text"], str):
-            raise ValueError('only parts of the form {"type": "text", "text": "..."} are taken')
-    return "\n".join(part["text"] for part in value)
-
-
-def _few_fields(value: Any) -> Any:
-    if isinstance(value, dict):
-        if len(value) > MAX_FIELDS:
-            raise ValueError(f"the object has more than {MAX_FIELDS} fields")
-        return drop_neutral(value, NEUTRAL)
-    return value
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """Options of a stream."""
 
-    model_config = ConfigDict(extra="forbid")
-
     include_usage: Bool = Field(default=False, description="Send a last chunk with `usage` and no choices.")
+    continuous_usage_stats: Bool = Field(
+        default=False,
+        description="Let every chunk have the `usage` so far, of all choices; only with `include_usage`.",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise conflict("continuous_usage_stats", "is only allowed with include_usage: true")
+        return self
 
 
-class Speculation(BaseModel):
+class Speculation(Body):
     """How much may be drafted for a request.  It changes the speed, never the text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     enabled: Bool = Field(default=True, description="Whether anything may be drafted; false decodes plainly.")
     max_nodes: Int | None = Field(
@@ -80,11 +62,6 @@ class Speculation(BaseModel):
         description="Most drafted tokens verified in a round; 0 decodes plainly. If left out, the engine decides.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return drop_neutral(value, {}) if isinstance(value, dict) else value
-
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if not self.enabled and self.max_nodes:
@@ -92,28 +69,15 @@ class Speculation(BaseModel):
         return self
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is taken as `system`.")
-    content: Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])] = Field(
-        description="A text, or a list of parts of the form `{type: text, text: ...}`."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, value: Any) -> Any:
-        return drop_neutral(value, NEUTRAL_IN_MESSAGE) if isinstance(value, dict) else value
-
-
-class GenerationRequest(SamplingFields, StructuredFields):
+class GenerationRequest(Body, SamplingFields, StructuredFields):
     """What both endpoints take."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str = Field(description="Name of the model, as `/v1/models` lists it.")
+    skip_special_tokens: Bool = Field(
+        default=True,
+        description="Leave special tokens out of the text. The model's own end token shows only if this is false and "
+        "`include_stop_str_in_output` is true.",
+    )
     n: Int = Field(default=1, ge=1, le=MAX_CHOICES, description="How many choices to make of each prompt.")
     stream: Bool = Field(default=False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
@@ -133,20 +97,30 @@ class GenerationRequest(SamplingFields, StructuredFields):
         default=False, description="Add `metrics`, the reply's own statistics. One choice only."
     )
 
-    _drop_neutral = model_validator(mode="before")(_few_fields)
-
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _conflict("stream_options", "is only allowed with stream: true")
+            raise conflict("stream_options", "is only allowed with stream: true")
         if self.include_metrics and self.n > 1:
-            raise _conflict("include_metrics", "is only allowed for one choice")
+            raise conflict("include_metrics", "is only allowed for one choice")
+        if self.prompt_logprobs is not None and self.stream:
+            raise conflict("prompt_logprobs", "prompt_logprobs cannot be streamed")
         return self
+
+    @property
+    def made(self) -> int:
+        """How many choices are made of each prompt, to show `n` of them."""
+        return self.n
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has a usage."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def max_nodes(self) -> int | None:
@@ -156,9 +130,10 @@ class GenerationRequest(SamplingFields, StructuredFields):
         return self.speculation.max_nodes if self.speculation.enabled else 0
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(CompletionSampling, GenerationRequest):
     """Body of `POST /v1/completions`."""
 
+    neutral: ClassVar[Mapping[str, Neutral]] = {**NEUTRAL, **NEUTRAL_OUTSIDE_CHAT}
     model_config = ConfigDict(
         json_schema_extra={
             "example": {"model": "smollm2-135m", "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
@@ -167,6 +142,13 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=Prompt)] = Field(
         description="A text, a list of token ids, or a list of either. Each of several prompts gives `n` choices."
+    )
+    suffix: str = Field(
+        default="",
+        description="What comes behind the text to be made; refused unless the model has tokens for infilling.",
+    )
+    add_special_tokens: Bool = Field(
+        default=True, description="Let the tokenizer add the special tokens that it puts around a prompt given as text."
     )
     max_tokens: Int | None = Field(
         default=None,
@@ -177,40 +159,19 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if len(self.prompt) * self.n > MAX_CHOICES:
-            raise _conflict("n", f"times the number of prompts must be at most {MAX_CHOICES}")
-        if self.include_metrics and len(self.prompt) > 1:
-            raise _conflict("include_metrics", "is only allowed for one choice")
+        if self.made < self.n:
+            raise conflict("best_of", f"best_of must be at least n, which is {self.n}")
+        if self.made > self.n and self.stream:
+            raise conflict("best_of", "best_of above n cannot be streamed: which are best is known at the end")
+        if len(self.prompt) * self.made > MAX_CHOICES:
+            name = "n" if self.best_of is None else "best_of"
+            raise conflict(name, f"times the number of prompts must be at most {MAX_CHOICES}")
+        if self.include_metrics and len(self.prompt) * self.made > 1:
+            raise conflict("include_metrics", "is only allowed for one choice")
+        if self.echo and self.suffix:
+            raise conflict("suffix", "cannot be given beside echo: the text would not stand between them")
         return self
 
-
-class ChatRequest(GenerationRequest):
-    """Body of `POST /v1/chat/completions`."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "model": "smollm2-135m",
-                "messages": [{"role": "user", "content": "Why is the sky blue?"}],
-                "max_completion_tokens": 64,
-                "stream": True,
-            }
-        }
-    )
-
-    messages: list[Message] = Field(
-        min_length=1, max_length=MAX_MESSAGES, description="The conversation so far, oldest first."
-    )
-    max_tokens: Int | None = Field(default=None, ge=1, lt=2**31, description="Older name of `max_completion_tokens`.")
-    max_completion_tokens: Int | None = Field(
-        default=None,
-        ge=1,
-        lt=2**31,
-        description="How many tokens to make at most; if left out, as many as the context holds.",
-    )
-
-    @model_validator(mode="after")
-    def _one_maximum(self) -> Self:
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise _conflict("max_tokens", "differs from max_completion_tokens; give one of them")
-        return self
+    @property
+    def made(self) -> int:
+        return self.n if self.best_of is None else self.best_of

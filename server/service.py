@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from redraft.server.admission import Admission
 from redraft.server.engine.client import EngineClient
 from redraft.server.engine.types import EngineInfo
 from redraft.server.errors import ApiError, clip, quote, unavailable
 from redraft.server.metrics import Metrics
+from redraft.server.output.formats import OutputFormats
 from redraft.server.settings import ServerSettings
+from redraft.server.template_process import TemplateProcess
 from redraft.server.text import TextTokenizer
 
 
@@ -23,8 +26,20 @@ class Service:
     tokenizer: TextTokenizer
     settings: ServerSettings
     metrics: Metrics
+    admission: Admission
+    formats: OutputFormats = field(default_factory=OutputFormats)
+    """How the model writes what is more than text; set with ``templates`` when the app starts."""
+    templates: TemplateProcess | None = None
+    """None when the model has no chat template."""
     draining: bool = False
     """Set once the server was told to stop: it finishes what it has and takes nothing new."""
+
+    def read_template(self) -> None:
+        """Look at the model's chat template."""
+        template = self.tokenizer.chat_template
+        if template is not None:
+            self.formats = OutputFormats.of(template.source, self.settings.reasoning_parser, self.settings.tool_parser)
+            self.templates = TemplateProcess(template)
 
     def ready(self) -> EngineInfo:
         """The engine's description; 503 when it cannot take a request."""
@@ -35,6 +50,10 @@ class Service:
         if self.engine.info is None:
             raise unavailable("The model is still loading.", "loading")
         return self.engine.info
+
+    def check_room(self, info: EngineInfo) -> None:
+        """503 when no further request is taken now; spares the work on one that would be refused in the end."""
+        self.admission.check(1, info.max_num_seqs)
 
     def check_model(self, name: str) -> None:
         """404 unless ``name`` is the model served here."""

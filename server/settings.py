@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Guard = Literal["none", "metrics", "all"]
 Names = Literal["redraft", "vllm", "both"]
 LogFormat = Literal["text", "json"]
 
@@ -20,8 +21,20 @@ class ServerSettings:
     """0 takes a free port."""
     api_keys: tuple[str, ...] = ()
     """Empty: no key is asked for."""
-    drain_seconds: int = 30
+    guard: Guard = "none"
+    """Which of the open paths want a key too: ``metrics`` adds /metrics and /version, ``all`` the probes besides."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call the server from a browser; ``*`` is every one."""
+    max_queue: int = 256
+    """Choices that may wait for one of the engine's slots."""
+    request_timeout: float | None = None
+    """Seconds that a request may take, waiting included; None sets no end."""
+    drain_seconds: float = 25.0
     """How long running requests may go on after SIGTERM."""
+    tool_parser: str = "auto"
+    """How the model writes tool calls: ``auto`` by its chat template, ``none``, or a name in output/formats.py."""
+    reasoning_parser: str = "auto"
+    """How it marks its reasoning, likewise."""
     metrics_names: Names = "both"
     """Whose names metrics have."""
     price_per_hour: float | None = None

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from redraft.server.limits import MAX_HELD_SPACES
+
 
 class StopStrings:
     """Watches the text of one choice."""
@@ -32,7 +34,7 @@ class StopStrings:
             self._held = ""
             end, start = min(ends)
             return text[: end if self._shown else start]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]
         return text[:cut]
@@ -43,7 +45,13 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def settled(text: str, mark: str) -> int:
+    """How much of ``text`` is certain to be text, where ``mark`` or spaces before one may follow."""
+    end = len(text) - overlap(text, mark)
+    return max(len(text[:end].rstrip()), end - MAX_HELD_SPACES)
+
+
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning, and not all, of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
-from redraft.server.errors import ErrorReply
+from redraft.server.describe import REFUSALS
 from redraft.server.exposition import render
 from redraft.server.replies import Health, Model, ModelList, Version
 from redraft.server.service import Service, ServiceDep
@@ -18,14 +18,16 @@ CREATED = int(time.time())
 UNAVAILABLE = 503
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=REFUSALS)
 async def list_models(service: ServiceDep) -> ModelList:
     """The one model that this server serves; 503 while it is loading."""
     return ModelList(data=[_model(service)])
 
 
-@router.get("/v1/models/{name:path}", responses={404: {"model": ErrorReply, "description": "No such model."}})
-async def get_model(name: str, service: ServiceDep) -> Model:
+@router.get("/v1/models/{name:path}", responses=REFUSALS)
+async def get_model(
+    name: Annotated[str, Path(description="Name of the model, as `/v1/models` lists it.")], service: ServiceDep
+) -> Model:
     """One model."""
     service.check_model(name)
     return _model(service)
@@ -58,7 +60,16 @@ async def version(service: ServiceDep) -> Version:
     )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Prometheus' text format.",
+            "content": {"text/plain": {"example": "redraft_requests_running 1.0\n"}},
+        }
+    },
+)
 async def metrics(service: ServiceDep, request: Request) -> Response:
     """For Prometheus, in the format that it asks for."""
     text, content_type = render(service.metrics.registry, request.headers.get("accept", ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,15 @@ from tokenizers import Tokenizer
 
 from redraft.server.chat_template import ChatTemplate
 from redraft.server.engine.types import RedraftError
+from redraft.server.token_bytes import token_bytes_of
 
+INFILL = (
+    # StarCoder, SmolLM, Granite; Qwen; DeepSeek-Coder
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+)
+"""Tokens before what comes first, before what comes last, and before what is to be made between them."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -20,7 +28,10 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
-        self._special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {number: token.content for number, token in added.items() if token.special}
+        self.token_bytes = token_bytes_of(tokenizer)
+        """Of an id the bytes that it stands for."""
         self.chat_template = chat_template
         """None when the checkpoint has none."""
 
@@ -47,6 +58,45 @@ class TextTokenizer:
         """Whether ``decode`` leaves ``token`` out: a special one, or a row of the embedding that no token has."""
         return token in self._special or self._tokenizer.id_to_token(token) is None
 
+    def token(self, token: int) -> str | None:
+        """How the vocabulary writes ``token``; None for a row of the embedding that no token has."""
+        return self._tokenizer.id_to_token(token)
+
+    def token_id(self, text: str) -> int | None:
+        """The token that the vocabulary writes ``text``, if one does."""
+        return self._tokenizer.token_to_id(text)
+
+    def infill(self, before: Sequence[int], behind: Sequence[int], *, special_tokens: bool) -> tuple[int, ...] | None:
+        """A prompt for what comes between two texts; None where the vocabulary has no tokens for that."""
+        for texts in INFILL:
+            first, last, middle = map(self.token_id, texts)
+            if first is not None and last is not None and middle is not None:
+                start = self.encode("", special_tokens=special_tokens)
+                return (*start, first, *before, last, *behind, middle)
+        return None
+
+    def showing(self, special: Collection[str] | None) -> ShownTokens:
+        """A decoder that shows the special tokens written as in ``special``; None shows all of them."""
+        hidden = [number for number, text in self._special.items() if special is not None and text not in special]
+        return ShownTokens(self._tokenizer, frozenset(hidden))
+
+
+class ShownTokens:
+    """Decodes as the tokenizer does, but leaves out ``hidden`` only."""
+
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``."""
+        # what tokenizers does for skip_special_tokens, with another list: hidden tokens go before the others are joined
+        return self._tokenizer.decode([token for token in ids if token not in self._hidden], skip_special_tokens=False)
+
+    def skips(self, token: int) -> bool:
+        """Whether ``decode`` leaves ``token`` out."""
+        return token in self._hidden or self._tokenizer.id_to_token(token) is None
+
 
 def _chat_template(folder: Path) -> ChatTemplate | None:
     path = folder / "tokenizer_config.json"
@@ -54,11 +104,21 @@ def _chat_template(folder: Path) -> ChatTemplate | None:
     source = config.get("chat_template")
     if isinstance(source, list):
         # older checkpoints may name several templates
-        source = {named["name"]: named["template"] for named in source}.get("default")
+        source = _one_of({named["name"]: named["template"] for named in source})
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
         source = own_file.read_text()
     return None if source is None else ChatTemplate(source, _special_tokens(config))
+
+
+def _one_of(named: Mapping[str, str]) -> str | None:
+    """The template for chats; where there is another for tools, as with Hermes 2 Pro, one that is either."""
+    default, tools = named.get("default"), named.get("tool_use")
+    if default is None or tools is None:
+        return default
+    # a template's last line feed is not shown; an empty expression keeps a first one from being taken for a block's end
+    parts = ["{{ '' }}" + source.removesuffix("\n") for source in (tools, default)]
+    return "{% if tools %}" + "{% else %}".join(parts) + "{% endif %}"
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,3 +33,62 @@ def smollm2() -> Path:
         return embedded_folder()
     except RedraftError as error:
         pytest.skip(f"the embedded target cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def poisoned() -> Callable[..., AbstractContextManager[Any]]:
+    """A context in which fresh memory holds NaN, or ``whole`` where it is of integers, so nobody can rely on it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    fresh = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
+
+    class Poisoned(TorchDispatchMode):
+        """Fills what the ops that promise nothing return."""
+
+        def __init__(self, real: float = float("nan"), whole: int = -7_777_777) -> None:
+            super().__init__()
+            self.real, self.whole = real, whole
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func._schema.name in fresh:
+                whole = (
+                    self.whole % 2
+                    if made.dtype == torch.bool
+                    else self.whole % 128
+                    if made.dtype.itemsize == 1
+                    else self.whole
+                )
+                made.fill_(self.real if made.is_floating_point() else whole)
+            return made
+
+    return Poisoned
+
+
+@pytest.fixture
+def own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton interprets, matrix products whose elements are made of their own row and column alone.
+
+    That is what tensor cores have and the CPU's library has not: there a row's bits follow its place in the tile.  bf16
+    is kept as bits by the interpreter and rounded by cutting off, so it is to be compared with itself alone.
+    """
+    if torch.cuda.is_available():
+        return
+    interpreter: Any = pytest.importorskip("triton.runtime.interpreter")
+    import numpy as np
+
+    from redraft.kernels import sum_chunks
+
+    def real(x: Any) -> Any:
+        bits = x.dtype.scalar.name == "bf16"
+        return (x.data.astype(np.uint32) << 16).view(np.float32) if bits else x.data.astype(np.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        left, right, total = real(a), real(b), d.data.copy()
+        for k in range(left.shape[1]):
+            total += left[:, k, None] * right[k]
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    # steps without a chunk take as long as others here
+    monkeypatch.setattr(sum_chunks, "STEP", 2)

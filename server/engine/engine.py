@@ -7,6 +7,7 @@ together, so that callers can deliver tokens and take in requests between two pa
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
@@ -19,27 +20,19 @@ from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Graphs, Recorder
-from redraft.server.engine.guiding import TreeMasks, force, is_guided
+from redraft.server.engine.guiding import TreeMasks, disobeys, force, is_guided
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.progress import say
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
-from redraft.server.engine.scores import Asked, PromptScores
+from redraft.server.engine.scores import Asked, PromptScores, scored_prompt
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
-from redraft.server.engine.tally import Tally
 from redraft.server.engine.target.decoder import Target
-from redraft.server.engine.types import (
-    EngineInfo,
-    EngineStats,
-    FinishReason,
-    RedraftError,
-    Request,
-    RoundOutput,
-    StepOutput,
-)
+from redraft.server.engine.types import EngineInfo, FinishReason, RedraftError, Request, RoundOutput, StepOutput
 
 
 class Engine:
@@ -70,7 +63,6 @@ class Engine:
         self.pending: deque[PendingRound] = deque()
         self.recorder = recorder
         self.prompt_scores = PromptScores()
-        self.tally = Tally()
         self.drafter = drafter
 
     @property
@@ -113,8 +105,22 @@ class Engine:
         """Make room, admit what fits, run one pass, read back what is due."""
         outputs = self._make_room()
         for sequence in self.scheduler.admit():
-            self.state.admit(sequence, self.pacer.allowed(sequence))
-            self._begin_decoding(sequence)
+            outputs += self._admit(sequence)
+        prefilled = 0
+        try:
+            prefilled = self._pass()
+            self.scheduler.relief.passed()
+        except torch.OutOfMemoryError as error:
+            outputs += self._relieve(error)
+        while len(self.pending) > self._behind():
+            outputs += self._collect(self.pending.popleft())
+        if not self.busy:
+            self.scheduler.check_integrity()
+        self.scheduler.tally.passed(prefilled + sum(len(output.tokens) for output in outputs))
+        return StepOutput(tuple(outputs), self.scheduler.stats())
+
+    def _pass(self) -> int:
+        """One pass for everybody who runs; returns how many tokens it prefilled."""
         decoding = self.scheduler.decoding()
         pace = self.pacer.step(decoding, self.scheduler.prefilling())
         chunks = self.scheduler.prefill(pace.prefill)
@@ -130,16 +136,42 @@ class Engine:
             chunk.sequence.prefilled(chunk.count)
             self.scheduler.publish(chunk.sequence)
             self._begin_decoding(chunk.sequence)
-        while len(self.pending) > self._behind():
-            outputs += self._collect(self.pending.popleft())
-        if not self.busy:
-            self.scheduler.check_integrity()
-        self.tally.passed(sum(c.count for c in chunks) + sum(len(output.tokens) for output in outputs))
-        return StepOutput(tuple(outputs), self.stats())
+        return sum(chunk.count for chunk in chunks)
 
-    def stats(self) -> EngineStats:
-        """Of this moment."""
-        return self.scheduler.stats(self.tally.stats())
+    def _admit(self, sequence: Sequence) -> list[RoundOutput]:
+        """Bring a request onto the device; what is wrong with one alone ends that one."""
+        try:
+            self.state.admit(sequence, self.pacer.allowed(sequence))
+        except torch.AcceleratorError:
+            # the device itself has failed
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            return [self._fail(sequence, f"the request could not be begun ({type(error).__name__})")]
+        self._begin_decoding(sequence)
+        return []
+
+    def _relieve(self, error: torch.OutOfMemoryError) -> list[RoundOutput]:
+        """After a pass without enough memory: rounds before it count, and everybody else tries again (relief.py)."""
+        outputs: list[RoundOutput] = []
+        ran = len(self.scheduler.running)
+        say(f"out of device memory in a pass for {ran} requests: {str(error).partition('.')[0]}")
+        self.scheduler.relief.failed(ran)
+        # some may turn out to have ended before; who is left of several was not alone in the pass
+        while self.pending:
+            outputs += self._collect(self.pending.popleft())
+        if ran == 1:
+            reason = "the device has not enough memory for this request, even alone"
+            outputs += [self._fail(sequence, reason) for sequence in list(self.scheduler.running.values())]
+        for slot in self.scheduler.vacate_all():
+            self.state.release(slot)
+        if self.state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return outputs
+
+    def _fail(self, sequence: Sequence, reason: str) -> RoundOutput:
+        self._release(sequence.request.request_id)
+        return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=reason)
 
     def _behind(self) -> int:
         """Rounds that need not be read yet."""
@@ -204,14 +236,14 @@ class Engine:
             drafting=pace.drafting,
             capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
             forced=forced > 0,
-            chunks=tuple(Chunk(c.sequence.running_slot, c.start, c.count, _scored(c.sequence)) for c in chunks),
+            chunks=tuple(Chunk(c.sequence.running_slot, c.start, c.count, scored_prompt(c.sequence)) for c in chunks),
             prefill=total - rows if chunks else 0,
         )
 
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:
         outcomes = pending.outcomes(list(self.scheduler.running.values()))
         self.pacer.took(pending.work, pending.watch.seconds)
-        self.tally.round(pending, outcomes)
+        self.scheduler.tally.round(pending, outcomes)
         if pending.work.drafting:
             self._learn(outcomes)
         return [self._output(outcome, pending.failures) for outcome in outcomes]
@@ -228,7 +260,7 @@ class Engine:
 
     def _output(self, outcome: Outcome, failures: Mapping[int, str]) -> RoundOutput:
         sequence = outcome.sequence
-        if error := failures.get(sequence.running_slot) or _disobeys(sequence, outcome.tokens):
+        if error := failures.get(sequence.running_slot) or disobeys(sequence, outcome.tokens):
             self._release(sequence.request.request_id)
             return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=error)
         first = len(sequence.tokens) == len(sequence.request.prompt)
@@ -256,19 +288,3 @@ class Engine:
         self.prompt_scores.forget(request_id)
         if slot is not None:
             self.state.release(slot)
-
-
-def _scored(sequence: Sequence) -> int | None:
-    """How many of the likeliest tokens to name for those of its prompt, if it asked and was not told."""
-    is_new = len(sequence.tokens) == len(sequence.request.prompt)
-    return sequence.request.params.prompt_logprobs if is_new else None
-
-
-def _disobeys(sequence: Sequence, tokens: list[int]) -> str | None:
-    """Tell a sequence's grammar what was committed; why it cannot go on, if so."""
-    try:
-        if sequence.matcher is not None:
-            sequence.matcher.commit(tokens)
-    except RedraftError as error:
-        return str(error)
-    return None

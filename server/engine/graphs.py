@@ -69,6 +69,8 @@ class Graphs(Generic[T]):
         if replay is None:
             try:
                 replay = self.recorded[plan] = self.record(lambda: self.run(plan))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self.failure = str(error)
                 self.recorded.clear()

@@ -10,9 +10,10 @@ import torch
 
 from redraft.drafts.base import Drafter
 from redraft.kernels import linear
-from redraft.kernels.attention import cpu_attention, twin_attention
+from redraft.kernels.attention import cpu_attention, cuda_attention
 from redraft.kernels.pack_tree import MAX_NODES
 from redraft.kernels.tree_attention import CHUNK
+from redraft.kernels.triton_support import HAS_TRITON
 from redraft.server.engine import rows_plan
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.costs import Costs
@@ -33,7 +34,7 @@ from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.weights import head_tensor, load_weights
 from redraft.server.engine.types import EngineInfo, RedraftError
 
-KERNELS = "1"
+KERNELS = "2"
 """Raised whenever a change to the kernels or their configuration can change a bit of the output."""
 
 MAX_ROWS = {"cpu": 128, "cuda": 2048}
@@ -84,11 +85,14 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         )
         target = Target(spec, weights, state.positions)
         drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), state.positions)
-        make_attention = cpu_attention if device.type == "cpu" else twin_attention
-        notes = [why_device, why_dtype, choice.why, f"kernels: {target.ops.name}"]
+        make_attention = cpu_attention if device.type == "cpu" else cuda_attention
+        kernels = target.ops.name
+        if device.type == "cuda":
+            kernels += f", attention in {'Triton' if HAS_TRITON else 'torch'}"
+        notes = [why_device, why_dtype, choice.why, f"kernels: {kernels}"]
         differing = differences(target, make_attention) if config.self_check else []
         notes.append(report(differing) if config.self_check else "self-check: left out")
-        made_of = (config.target_sha, dtype, KERNELS, target.ops.name, machine(device), torch.__version__)
+        made_of = (config.target_sha, dtype, KERNELS, kernels, machine(device), torch.__version__)
         identity = "|".join(map(str, made_of))
         costs = None
         if config.measure_costs:
@@ -109,7 +113,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         max_num_seqs=config.max_num_seqs,
         max_nodes=choice.nodes,
         eos_token_ids=spec.eos_token_ids,
-        fingerprint=fingerprint(config.target_sha, dtype, device, target.ops.name) + ("-inexact" if differing else ""),
+        fingerprint=fingerprint(config.target_sha, dtype, device, kernels) + ("-inexact" if differing else ""),
         notes=tuple(notes),
     )
     scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, reuse=config.prefix_caching)

@@ -28,7 +28,8 @@ from redraft.server.engine.wire import (
 class RemoteEngine:
     """An ``EngineClient`` whose engine runs in a child process, started at once."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, worker: str = "redraft.server.engine.worker") -> None:
+        """``worker``: the module that is run as the engine's process; it speaks as worker.py does."""
         self.info: EngineInfo | None = None
         self.stats = EngineStats()
         self._failure: str | None = None
@@ -40,7 +41,7 @@ class RemoteEngine:
             # -P: the working directory must not shadow installed packages.  weights read at every pass want large
             # pages (docs/log.md); where glibc has no such tunable, or there is no glibc, this is ignored
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "redraft.server.engine.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", worker, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ},
             )

@@ -20,8 +20,10 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.grammar import Matcher
 from redraft.server.engine.pages import PagePool
 from redraft.server.engine.prefix import PageKeys
+from redraft.server.engine.relief import Relief
 from redraft.server.engine.sequence import Sequence
-from redraft.server.engine.types import EngineStats, PassStats, Request
+from redraft.server.engine.tally import Tally
+from redraft.server.engine.types import EngineStats, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,9 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}
         """Oldest first."""
+        self.relief = Relief(slots)
+        self.tally = Tally()
+        """What became of the passes; the engine tells."""
         self.preemptions = 0
         self.prompt_tokens = 0
         """Of all prompts that were admitted, and how many of them were found computed."""
@@ -103,7 +108,7 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Move requests from the head of the queue into slots while slots and pages last."""
         admitted = []
-        while self.waiting and self._slots:
+        while self.waiting and self._slots and len(self.running) < self.relief.most:
             sequence = self.waiting[0]
             shared = self._find(sequence)
             for page in shared:
@@ -152,8 +157,7 @@ class Scheduler:
             return None
         return self._vacate(sequence)
 
-    def stats(self, passes: PassStats | None = None) -> EngineStats:
-        """Of this moment; ``passes`` is what the engine counted."""
+    def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self.running),
             waiting=len(self.waiting),
@@ -163,8 +167,13 @@ class Scheduler:
             preemptions=self.preemptions,
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.reused_tokens,
-            passes=PassStats() if passes is None else passes,
+            out_of_memory=self.relief.failures,
+            passes=self.tally.stats(),
         )
+
+    def vacate_all(self) -> list[int]:
+        """Send everybody who runs back to the head of the queue, in order; returns their slots."""
+        return [self._preempt() for _ in range(len(self.running))]
 
     def check_integrity(self) -> None:
         """Slots are held once each and pages as the pool knows, by running requests only; else ``AssertionError``."""

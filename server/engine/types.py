@@ -213,6 +213,8 @@ class EngineStats:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     """Of ``prompt_tokens``, how many were found computed."""
+    out_of_memory: int = 0
+    """Passes for which the device's memory did not suffice."""
     passes: PassStats = field(default_factory=PassStats)
 
 

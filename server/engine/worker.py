@@ -74,9 +74,9 @@ def serve(engine: Engine, connection: Connection) -> None:
             connection.send(Stepped(output))
             told = output.stats
         refused: list[RoundOutput] = []
-        while not connection.inbox.empty() or not (engine.busy or refused or engine.stats() != told):
+        while not connection.inbox.empty() or not (engine.busy or refused or engine.scheduler.stats() != told):
             refused += _take(engine, connection.inbox.get())
-        output = engine.step() if engine.busy else StepOutput(stats=engine.stats())
+        output = engine.step() if engine.busy else StepOutput(stats=engine.scheduler.stats())
         output = replace(output, outputs=(*refused, *output.outputs))
 
 
@@ -88,6 +88,11 @@ def _take(engine: Engine, message: ToEngine) -> list[RoundOutput]:
                 engine.submit(request)
             except RedraftError as error:
                 return [RoundOutput(request.request_id, finish_reason=FinishReason.ERROR, error=str(error))]
+            except Exception as error:
+                # nothing about one request may end those of others
+                traceback.print_exc()
+                reason = f"the request could not be taken ({type(error).__name__})"
+                return [RoundOutput(request.request_id, finish_reason=FinishReason.ERROR, error=reason)]
         case Cancel(request_id):
             engine.cancel(request_id)
         case Start():

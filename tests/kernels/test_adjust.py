@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redraft.kernels.accept import Committed, accept_twin
-from redraft.kernels.adjust import PRODUCED, Bias, MinTokens, Penalties, adjust, count_committed
+from redraft.kernels.adjust import (
+    PRODUCED,
+    Bias,
+    MinTokens,
+    Penalties,
+    adjust,
+    adjust_kernel,
+    adjust_twin,
+    count_committed,
+)
 from redraft.kernels.pack_tree import pack_tree_twin
 from redraft.kernels.rows import Rows
 from redraft.kernels.sample import SamplingTable, sample
@@ -137,9 +147,9 @@ def cases(draw: st.DrawFn) -> Case:
 STAGES = ("penalties", "bias", "minimum", "allowed")
 
 
-@settings(max_examples=120, deadline=None)
-@given(cases(), st.sets(st.sampled_from(STAGES), min_size=1))
-def test_is_the_literal_order(case: Case, used: set[str]) -> None:
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.sets(st.sampled_from(STAGES), min_size=1), st.sampled_from([2, 64]))
+def test_is_the_literal_order(case: Case, used: set[str], chunk: int) -> None:
     """Bit for bit, with every set of stages; what is left out is neutral in the derivation."""
     tables = {name: table for name, table in case.tables().items() if name in used}
     slots, V = len(case.prompt), case.logits.shape[1]
@@ -152,18 +162,48 @@ def test_is_the_literal_order(case: Case, used: set[str]) -> None:
     if "allowed" not in used:
         case.allowed = [set(range(V))] * len(case.allowed)
     before = case.logits.clone()
-    got = adjust(case.logits, case.rows, **tables)
+    with patch("redraft.kernels.adjust.CHUNK", chunk):
+        got = adjust(case.logits, case.rows, **tables)
     assert got.dtype == torch.float32
     assert torch.equal(case.logits, before)
     for row in range(len(got)):
         np.testing.assert_array_equal(got[row].numpy(), case.literal(row))
 
 
+def moved(parts: Any, device: torch.device) -> Any:
+    """A tensor, or a dataclass of tensors, on ``device``."""
+    if isinstance(parts, Tensor):
+        return parts.to(device)
+    return type(parts)(*(getattr(parts, field.name).to(device) for field in fields(parts)))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(), used=st.sets(st.sampled_from(STAGES)))
+def test_kernel_equals_twin(kernel_device: torch.device, case: Case, used: set[str]) -> None:
+    """Byte for byte; small blocks, so that rows span several and the last one is ragged."""
+    tables = {name: table for name, table in case.tables().items() if name in used}
+    there = {name: moved(table, kernel_device) for name, table in tables.items()}
+    rows = moved(case.rows, kernel_device)
+    got = adjust_kernel(case.logits.to(kernel_device), rows, **there, block=32).cpu()
+    assert torch.equal(got.view(torch.int32), adjust_twin(case.logits, case.rows, **tables).view(torch.int32))
+
+
+def test_kernel_refuses_what_it_cannot_read(kernel_device: torch.device) -> None:
+    rows = moved(trees(torch.Generator().manual_seed(0), 1, 2, 40, torch.tensor([1, 1])), kernel_device)
+    logits = torch.zeros(len(rows.token), 40, device=kernel_device)
+    count = torch.zeros(2, 40, dtype=torch.int64, device=kernel_device)
+    penalties = Penalties(*(torch.ones(2, device=kernel_device) for _ in range(3)), count)
+    with pytest.raises(ValueError, match=r"penalties\.count must be torch\.int32"):
+        adjust_kernel(logits, rows, penalties=penalties)
+    with pytest.raises(ValueError, match="logits must be contiguous"):
+        adjust_kernel(logits.t(), rows)
+
+
 @settings(max_examples=25, deadline=None)
 @given(case=cases(), data=st.data())
 def test_the_whole_order_up_to_the_token(literal_choice: Callable[..., int], case: Case, data: st.DataObject) -> None:
     """Penalties and bias, min_tokens, grammar, temperature, min_p, top_k, top_p, noise, argmax."""
-    case.logits = case.logits.nan_to_num(posinf=50.0)
+    case.logits = case.logits.nan_to_num(posinf=50.0, neginf=-INF)
     options = st.sampled_from([(0.0, 1.0, 0.0, 0), (0.8, 1.0, 0.0, 0), (1.2, 0.8, 0.05, 4), (1.0, 1.0, 0.0, 2)])
     chosen = [data.draw(options) for _ in case.prompt]
     table = SamplingTable.greedy(len(chosen) - 1, "cpu")

@@ -57,7 +57,7 @@ def make(S: int, W: int, seed: int, tree: str, page_size: int, dtype: torch.dtyp
     base = length - 1
     tokens = torch.zeros(S + 1, 4 * page_size + W, dtype=torch.int64)
     limit = torch.full_like(length, tokens.shape[1])
-    committed = accept_twin(rows, choice, tokens, length, limit, active, torch.tensor([99]))
+    committed = accept_twin(rows, choice, tokens, length, limit, active, torch.full((len(length), 1), 99))
     P = (2 * page_size + 1 + W) // page_size + 1
     page_table = torch.cat([1 + torch.randperm(S * P, generator=g).view(S, P), torch.zeros(1, P, dtype=torch.int64)])
     shape = (2, 2, (S * P + 1) * page_size, 1, 3)
@@ -130,7 +130,7 @@ def test_overlapping_moves_read_before_they_write() -> None:
     rows = pack_tree_twin(token, parent, torch.ones(2, 6), on, length, 6)
     choice = torch.tensor([2, 9, 3, 4, 9, 9])
     committed = accept_twin(
-        rows, choice, torch.zeros(2, 20, dtype=torch.int64), length.clone(), length + 10, on, torch.tensor([99])
+        rows, choice, torch.zeros(2, 20, dtype=torch.int64), length.clone(), length + 10, on, torch.tensor([[99], [99]])
     )
     kv = torch.arange(24.0).view(1, 1, 24, 1, 1).repeat(1, 2, 1, 1, 1)
     compact_kv(kv, torch.tensor([[1, 2], [0, 0]]), length - 1, rows, committed, 8)
@@ -157,7 +157,7 @@ def test_twin_and_cpu_op_need_no_data_on_the_host() -> None:
         ids, kv = torch.zeros(4, 8, dtype=torch.int64), torch.zeros(2, 2, 64, 1, 4)
         one, active = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool)
         rows = pack_tree_twin(ids, ids.clone(), torch.zeros(4, 8), active, one, 12)
-        committed = accept_twin(rows, rows.token, ids.clone(), one, one.clone(), active, one.clone())
+        committed = accept_twin(rows, rows.token, ids.clone(), one, one.clone(), active, ids.clone())
         compact_kv_twin(kv, ids, one, rows, committed, 16)
         compact_kv(kv, ids, one, rows, committed, 16)
         assert kv.shape == (2, 2, 64, 1, 4)

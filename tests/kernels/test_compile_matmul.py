@@ -4,33 +4,58 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from redraft.kernels import rms_norm
 from redraft.kernels.matmul_cases import GROUPS
 
-Compile = Callable[..., list[dict[str, Any]]]
+Usage = dict[str, Any]
 
 
-def test_the_product_has_one_order_of_sums_for_all_rows(assert_compiles: Compile) -> None:
-    usages = {(usage["case"], usage["capability"]): usage for usage in assert_compiles("redraft.kernels.matmul_cases")}
-    capabilities = {capability for _, capability in usages}
+def test_all_compile_and_rows_change_nothing_in_how_a_product_adds_up(
+    assert_compiles: Callable[..., list[Usage]],
+) -> None:
+    usages = {
+        (usage["module"].rpartition(".")[2], usage["case"], usage["capability"]): usage
+        for usage in assert_compiles(
+            *(f"redraft.kernels.{name}" for name in ("matmul_cases", "rms_norm", "rope_cache"))
+        )
+    }
+    norms = {case.signature["p_x"]: number for number, case in enumerate(rms_norm.COMPILE_CASES)}
     first = 0
     for group in GROUPS:
-        fp32 = group[0].signature["p_x"] == "*fp32"
-        for capability in capabilities:
-            variants = [usages[first + number, capability] for number in range(len(group))]
-            # rows in tiles of 64 would be wgmma or tcgen05 on some of these
-            instructions = {tuple(usage["products"]) for usage in variants}
-            kind = group[0].signature["p_x"].removeprefix("*").replace("fp16", "f16")
-            wanted = () if fp32 else (f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",)
-            assert instructions == {wanted}
-            # which warp has a tile of 16 x 8 does not matter to the tile, but in a reduction warps have parts of a sum
-            orders = {
-                tuple(re.sub(r"(nvidia_mma<.*?)warpsPerCTA = \[\d, \d\]", r"\1", o) for o in u["orders"])
-                for u in variants
-            }
-            assert len(orders) == 1, f"variants of {group[0].constexprs} on {capability} add up differently: {orders}"
-            assert any(order.startswith("tt.dot") for order in orders.pop())
+        dtype = group[0].signature["p_x"]
+        for capability in {capability for _, _, capability in usages}:
+            variants = [usages["matmul_cases", first + number, capability] for number in range(len(group))]
+            # the norm apart is the one that goes with more rows
+            check(dtype, variants, usages["rms_norm", norms[dtype], capability])
         first += len(group)
 
 
-def test_norm_and_rotation(assert_compiles: Compile) -> None:
-    assert_compiles("redraft.kernels.rms_norm", "redraft.kernels.rope_cache")
+def check(dtype: str, variants: list[Usage], norm: Usage) -> None:
+    """What one weight's product is on one architecture, for one tile of rows, two, and more."""
+    tensor_cores = dtype != "*fp32"
+    # rows in tiles of 64 would be wgmma or tcgen05 on some of these
+    kind = dtype.removeprefix("*").replace("fp16", "f16")
+    wanted = (f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",) if tensor_cores else ()
+    assert {tuple(usage["products"]) for usage in variants} == {wanted}
+    assert not any(usage["fused"] for usage in [*variants * tensor_cores, norm])
+    assert len({dots(usage) for usage in variants}) == 1
+    assert all(dots(usage) for usage in variants)
+    sums = {one for usage in [*variants, norm] for one in reductions(usage)}
+    assert reductions(norm)
+    assert len(sums) == 1, sums
+    if norm["capability"] in (90, 100):
+        # one wave needs two programs on a multiprocessor; 1 KB of each one's shared memory is the system's
+        assert all(2 * 128 * usage["registers"] <= 65536 for usage in variants)
+        assert all(2 * (usage["shared"] + 1024) <= 227 * 1024 for usage in variants)
+
+
+def dots(usage: Usage) -> tuple[str, ...]:
+    """Shapes and layouts of products; which warp has a tile of 16 x 8 does not matter to the tile."""
+    found = [order for order in usage["orders"] if order.startswith("tt.dot")]
+    return tuple(re.sub(r"(nvidia_mma<.*?)warpsPerCTA = \[\d, \d\]", r"\1", order) for order in found)
+
+
+def reductions(usage: Usage) -> tuple[str, ...]:
+    """Columns and layouts of reductions, of however many rows."""
+    found = [order for order in usage["orders"] if order.startswith("tt.reduce")]
+    return tuple(re.sub(r"tensor<\d+x", "tensor<", order).partition("->")[0] for order in found)

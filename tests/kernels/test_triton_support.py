@@ -11,7 +11,7 @@ from redraft.kernels.triton_support import next_power_of_2, use_triton
 WITHOUT_TRITON = """
 import sys, torch
 sys.modules["triton"] = None
-from redraft.kernels import filters, noise, sample, triton_support
+from redraft.kernels import attention, filters, noise, sample, triton_support
 assert not triton_support.HAS_TRITON
 table = sample.SamplingTable.greedy(1, "cpu")
 table.temperature.fill_(1.0)

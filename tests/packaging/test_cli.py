@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from redraft.server.cli import DEFAULT_TARGET, app
+from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.target.embedded import SMOLLM2
 from redraft.server.engine.types import RedraftError
 from redraft.server.launch import base_url, check_address, check_keys, example
@@ -37,8 +38,16 @@ SERVE_OPTIONS = (
     "max-nodes",
     "host",
     "port",
-    "api-key",
     "served-model-name",
+    "api-key",
+    "api-key-file",
+    "guard",
+    "cors-origin",
+    "max-queue",
+    "request-timeout",
+    "drain-seconds",
+    "tool-parser",
+    "reasoning-parser",
     "metrics-names",
     "price-per-hour",
     "log-format",
@@ -93,9 +102,17 @@ def test_what_can_be_mended_is_one_line(arguments: list[str]) -> None:
         ["--dtype", "int4"],
         ["--device", "tpu"],
         ["--gpu-memory-utilization", "1.5"],
+        ["--max-queue", "-1"],
+        ["--request-timeout", "0"],
+        ["--request-timeout", "nan"],
+        ["--drain-seconds", "inf"],
+        ["--drain-seconds", "-1"],
+        ["--guard", "some"],
         ["--max-num-seqs", "0"],
         ["--max-num-batched-tokens", "9"],
         ["--speculation", "on"],
+        ["--tool-parser", "mistral"],
+        ["--reasoning-parser", "harmony"],
         ["--speculation", ""],
         ["--speculation", "64"],
         ["--speculation", "-1"],
@@ -154,6 +171,54 @@ def test_an_empty_variable_does_not_open_the_server(value: str) -> None:
     assert "there is no folder" in given.stderr
 
 
+def test_an_empty_file_variable_does_not_open_the_server() -> None:
+    arguments = ["serve", "--port", "0", "--target", "/no/such/folder"]
+    result = runner.invoke(app, arguments, env={"REDRAFT_API_KEY_FILE": ""})
+    assert (result.exit_code, "REDRAFT_API_KEY_FILE is empty" in result.stderr) == (2, True)
+
+
+def test_keys_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\n\ntwo\n")
+    assert check_keys(["zero"], file) == ("zero", "one", "two")
+    for content, reason in ((b"", "has no keys"), (b" \n", "has no keys"), (b"\xff\xfe", "it is not text")):
+        file.write_bytes(content)
+        with pytest.raises(RedraftError, match=f"--api-key-file .*{reason}"):
+            check_keys([], file)
+    arguments = ["serve", "--port", "0", "--target", "/no/such/folder"]
+    missing = runner.invoke(app, [*arguments, "--api-key-file", str(tmp_path / "absent")])
+    assert (missing.exit_code, "absent cannot be read: No such file" in missing.stderr) == (2, True)
+
+
+def test_a_guard_needs_keys() -> None:
+    result = runner.invoke(app, ["serve", "--port", "0", "--target", "/no/such/folder", "--guard", "all"])
+    assert (result.exit_code, "--guard all asks for keys" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "origin", ["", "example.org", "https://example.org/", "https://a.example/x", "null", "https://"]
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    result = runner.invoke(app, ["serve", "--port", "0", "--target", "/no/such/folder", "--cors-origin", origin])
+    assert (result.exit_code, "is no origin" in result.stderr) == (2, True)
+
+
+def test_settings_of_http_are_those_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("two")
+    served: list[ServerSettings] = []
+    monkeypatch.setattr("redraft.server.launch.serve", lambda config, settings: served.append(settings))
+    monkeypatch.setattr("redraft.server.cli.engine_config", lambda context: EngineConfig("/target", "toy", "sha"))
+    given = ["--host", "127.0.0.2", "--api-key", "one", "--api-key-file", str(tmp_path / "keys"), "--guard", "metrics"]
+    given += ["--cors-origin", "https://a.example:8443", "--cors-origin", "*", "--max-queue", "7"]
+    given += ["--request-timeout", "1.5", "--drain-seconds", "2", "--served-model-name", "name"]
+    assert runner.invoke(app, ["serve", "--port", "0", *given]).exit_code == 0
+    assert runner.invoke(app, ["serve", "--port", "0"]).exit_code == 0
+    expected = ServerSettings(
+        "name", "127.0.0.2", 0, ("one", "two"), "metrics", ("https://a.example:8443", "*"), 7, 1.5, 2.0
+    )
+    assert served == [expected, ServerSettings("toy", port=0)]
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -201,5 +266,5 @@ def test_bench_is_loaded_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_makefile_lists_its_targets(repository: Path) -> None:
     help_text = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
-    for target in ("install", "serve", "test", "test-slow", "lint", "format", "clean"):
+    for target in ("install", "serve", "test", "test-slow", "soak", "lint", "format", "clean"):
         assert f"make {target} " in help_text

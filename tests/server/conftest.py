@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from redraft.server.engine.types import (
     RedraftError,
     Request,
     RoundOutput,
+    TokenLogprobs,
 )
 from redraft.server.observe import Traces
+from redraft.server.serve import listen, uvicorn_config
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
@@ -68,6 +70,18 @@ def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
     return TextTokenizer.from_folder(tokenizer_folder)
 
 
+SURE = TokenLogprobs(0.0, 1, ())
+
+
+def scored(request: Request, output: RoundOutput, *, first: bool) -> RoundOutput:
+    """``output`` with log-probabilities where ``request`` asks for them and the script has none."""
+    if request.params.logprobs is not None and not output.logprobs:
+        output = replace(output, logprobs=(SURE,) * len(output.tokens))
+    if first and request.params.prompt_logprobs is not None and not output.prompt_logprobs:
+        output = replace(output, prompt_logprobs=(SURE,) * (len(request.prompt) - 1))
+    return output
+
+
 @dataclass
 class FakeEngine:
     """Plays ``script(request)``; a script's ``None`` means: wait until cancelled."""
@@ -91,14 +105,15 @@ class FakeEngine:
         self.started.set()
         finished = False
         try:
-            for output in self.script(request):
+            script = self.script(request)
+            for output in script:
                 if output is None:
                     self.waiting.set()
                     await asyncio.Event().wait()
                 else:
                     await asyncio.sleep(self.pause)
                     finished = output.finish_reason is not None
-                    yield output
+                    yield scored(request, output, first=output is script[0])
         finally:
             if not finished:
                 self.cancelled.append(request.request_id)
@@ -187,6 +202,7 @@ class Running:
     """A server on a loopback port."""
 
     url: str
+    listener: socket.socket
     service: Service
     http: httpx2.Client
 
@@ -199,16 +215,19 @@ def running(tokenizer: TextTokenizer) -> Start:
     """A context with a server in it; leaving it checks that the server closed its engine."""
 
     @contextmanager
-    def start(engine: FakeEngine, traces: Traces | None = None, **options: Any) -> Iterator[Running]:
-        app = create_app(engine, tokenizer, ServerSettings("toy", **options), traces=traces)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none", access_log=False))
+    def start(
+        engine: FakeEngine, text: TextTokenizer = tokenizer, traces: Traces | None = None, **options: Any
+    ) -> Iterator[Running]:
+        settings = ServerSettings("toy", port=0, **options)
+        app = create_app(engine, text, settings, traces=traces)
+        with listen(settings) as listener:
+            server = uvicorn.Server(uvicorn_config(app))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             try:
                 with httpx2.Client(base_url=url, timeout=20) as client:
-                    yield Running(url, app.state.service, client)
+                    yield Running(url, listener, app.state.service, client)
             finally:
                 server.should_exit = True
                 thread.join(20)
@@ -223,3 +242,45 @@ def serve(running: Start) -> Iterator[Callable[..., Running]]:
     """Starts servers that last as long as the test."""
     with ExitStack() as stack:
         yield lambda *args, **settings: stack.enter_context(running(*args, **settings))
+
+
+@pytest.fixture(scope="module")
+def lasting(running: Start, canned: Canned) -> Iterator[Running]:
+    """One server for all bad inputs of a file: what one of them breaks, the next test sees."""
+    with running(canned.engine("fine")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(lasting: Running) -> Running:
+    """A server whose engine answers anything that reaches it, and has seen nothing yet."""
+    lasting.service.engine.requests.clear()
+    return lasting
+
+
+@pytest.fixture(scope="session")
+def check() -> Callable[..., dict[str, object]]:
+    """Checks that a reply is an error of OpenAI's form, of bounded size, about one parameter."""
+
+    def checked(reply: httpx2.Response, status: int, param: str | None) -> dict[str, object]:
+        assert reply.status_code == status, reply.text[:300]
+        assert len(reply.content) < 16 * 1024
+        error = reply.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["param"] == param, error
+        assert error["message"].isprintable()
+        return error
+
+    return checked
+
+
+@pytest.fixture(scope="session")
+def goes_on() -> Callable[[Running], None]:
+    """Checks that a good request is still answered, and is the only one that the engine saw."""
+
+    def checked(server: Running) -> None:
+        reply = server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+        assert reply.json()["choices"][0]["text"] == "fine"
+        assert len(server.service.engine.requests) == 1
+
+    return checked

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from redraft.server.detokenize import MAX_WINDOW, REPLACEMENT, Detokenizer
 from redraft.server.text import TextTokenizer
@@ -30,6 +31,40 @@ def test_no_piece_of_a_valid_text_has_half_a_character(tokenizer, text):
     streamed = pieces(tokenizer, tokenizer.encode(text))
     assert "".join(streamed) == text
     assert not any(REPLACEMENT in piece for piece in streamed)
+
+
+SPECIAL = ("<|a|>", "<｜日｜>", "[B]")
+
+
+@pytest.fixture(scope="module")
+def special(tokenizer):
+    """The toy tokenizer with more special tokens."""
+    own = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    own.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    return TextTokenizer(own, None)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    ids=st.lists(st.one_of(st.integers(0, VOCABULARY + 5), st.integers(VOCABULARY - 1, VOCABULARY + 2)), max_size=40),
+    shown=st.one_of(st.none(), st.sets(st.sampled_from(SPECIAL))),
+)
+def test_special_tokens_that_show_stand_where_they_were(special, ids, shown):
+    """Against the definition: special tokens cut the text, and what is between them is decoded as one."""
+    decoder = special.showing(shown)
+    ours = {special.token_id(text): text for text in SPECIAL}
+    known = [token for token in ids if token < VOCABULARY - 1 or token in ours]
+    visible = [token for token in known if token not in ours or shown is None or ours[token] in shown]
+    assert "".join(pieces(decoder, [token for token in ids if token != VOCABULARY - 1])) == decoder.decode(visible)
+    text, run = "", []
+    for token in [*visible, None]:
+        if token is None or token in ours:
+            text += special.decode(run) + ours.get(token, "")
+            run = []
+        else:
+            run.append(token)
+    if REPLACEMENT not in text:
+        assert decoder.decode(visible) == text
 
 
 def test_a_character_appears_with_its_last_byte(tokenizer):

@@ -90,7 +90,7 @@ def test_errors_have_their_classes(client):
         client.completions.create(model="gpt", prompt="hi")
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as refused:
-        client.completions.create(model="toy", prompt="hi", logprobs=5)
+        client.completions.create(model="toy", prompt="hi", logprobs=21)
     assert (refused.value.param, refused.value.type) == ("logprobs", "invalid_request_error")
 
 

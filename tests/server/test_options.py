@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -13,7 +13,10 @@ from redraft.server.cli import app
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.types import RedraftError
 from redraft.server.limits import MAX_DRAFTED
-from redraft.server.options import DEFAULT_TARGET
+from redraft.server.options import DEFAULT_TARGET, ReasoningParser, ToolParser
+from redraft.server.output.formats import CALLS
+from redraft.server.output.reasoning import TAGS
+from redraft.server.settings import ServerSettings
 
 runner = CliRunner()
 COMMANDS = {
@@ -112,6 +115,21 @@ def test_variables_reach_the_engine(asked: Any) -> None:
     options = {name: GIVEN[name] for name in TAKES["serve"]}
     env = {f"REDRAFT_{name.upper()}": str(value) for name, value in options.items()}
     assert asked("serve", **env)[1] == EngineConfig("/target", "toy", "sha", **options)
+
+
+@pytest.mark.parametrize("parser", [*CALLS, "auto", "none"])
+@pytest.mark.parametrize("tags", ["think", "auto"])
+def test_parsers_reach_the_server(monkeypatch: pytest.MonkeyPatch, parser: str, tags: str) -> None:
+    found: list[ServerSettings] = []
+    monkeypatch.setattr("redraft.server.engine.configure.configure", lambda *_, **__: EngineConfig("/t", "toy", "sha"))
+    monkeypatch.setattr("redraft.server.launch.serve", lambda config, settings: found.append(settings))
+    runner.invoke(app, ["serve", "--port", "0", "--tool-parser", parser], env={"REDRAFT_REASONING_PARSER": tags})
+    assert [(settings.tool_parser, settings.reasoning_parser) for settings in found] == [(parser, tags)]
+
+
+def test_every_parser_can_be_chosen() -> None:
+    for option, known in ((ToolParser, CALLS), (ReasoningParser, TAGS)):
+        assert set(get_args(get_args(option)[0])) == {*known, "auto", "none"}
 
 
 @pytest.mark.parametrize("command", ["serve", "generate", "speed"])

@@ -27,6 +27,12 @@ def offline(text, stops, shown=False):
     return text, False
 
 
+def cut(text, cuts):
+    """``text`` in pieces that end at ``cuts``."""
+    edges = sorted({0, len(text), *(at for at in cuts if at < len(text))})
+    return [text[start:end] for start, end in itertools.pairwise(edges)]
+
+
 ALPHABET = "abé日"
 TEXTS = st.text(ALPHABET, max_size=40)
 STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4).map(tuple)
@@ -35,19 +41,33 @@ STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4).map(tupl
 @settings(deadline=None, max_examples=500)
 @given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 40)), shown=st.booleans())
 def test_pieces_do_not_matter(text, stops, cuts, shown):
-    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
-    emitted, matched = stream(pieces, stops, shown)
+    emitted, matched = stream(cut(text, cuts), stops, shown)
     assert ("".join(emitted), matched) == offline(text, stops, shown)
 
 
 @settings(deadline=None, max_examples=300)
-@given(text=TEXTS, stops=STOPS)
-def test_tokens_of_half_characters_do_not_matter(tokenizer, text, stops):
+@given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 40)))
+def test_no_more_is_held_than_may_still_be_cut_off(text, stops, cuts):
+    """After each piece, what was not shown is the beginning of a stop string."""
+    watch = StopStrings(stops)
+    shown, seen = "", ""
+    for piece in cut(text, cuts):
+        shown += watch.push(piece)
+        seen += piece
+        if watch.matched:
+            break
+        held = seen.removeprefix(shown)
+        assert shown + held == seen
+        assert not held or any(stop.startswith(held) and stop != held for stop in stops)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=TEXTS, stops=STOPS, include=st.booleans())
+def test_tokens_of_half_characters_do_not_matter(tokenizer, text, stops, include):
     detokenizer = Detokenizer(tokenizer)
     pieces = [*map(detokenizer.push, tokenizer.encode(text)), detokenizer.finish()]
-    emitted, matched = stream(pieces, stops)
-    assert ("".join(emitted), matched) == offline(text, stops)
+    emitted, matched = stream(pieces, stops, include)
+    assert ("".join(emitted), matched) == offline(text, stops, include)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import structlog
 
 from redraft.server.engine.types import RedraftError
 from redraft.server.refuse import NEUTRAL
-from redraft.server.schemas import ChatRequest, CompletionRequest
+from redraft.server.schema_chat import ChatRequest
+from redraft.server.schemas import CompletionRequest
 
 GOOD = {"model": "toy", "prompt": "hi"}
 
@@ -110,6 +111,47 @@ def test_keys(serve, canned):
     assert allowed.json()["choices"][0]["text"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("guard", "open_paths"),
+    [("none", ["/health", "/ready", "/version", "/metrics"]), ("metrics", ["/health", "/ready"]), ("all", [])],
+)
+def test_what_is_guarded_is_a_choice(serve, canned, guard, open_paths):
+    server = serve(canned.engine("ok"), api_keys=("first",), guard=guard)
+    for path in ("/health", "/ready", "/version", "/metrics"):
+        assert server.http.get(path).status_code == (200 if path in open_paths else 401)
+        assert server.http.get(path, headers={"Authorization": "Bearer first"}).status_code == 200
+
+
+PREFLIGHT = {
+    "Origin": "https://app.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+}
+
+
+def test_other_origins_are_refused_unless_named(serve, canned):
+    server = serve(canned.engine("ok"))
+    assert server.http.options("/v1/completions", headers=PREFLIGHT).status_code == 405
+    reply = server.http.post("/v1/completions", json=GOOD, headers={"Origin": "https://app.example"})
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("given", ["https://app.example", "*"])
+def test_named_origins_may_call(serve, canned, given):
+    server = serve(canned.engine("ok"), cors_origins=(given,), api_keys=("first",))
+    asked = server.http.options("/v1/completions", headers=PREFLIGHT)
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, given)
+    assert "x-stainless-os" in asked.headers["access-control-allow-headers"]
+    origin = {"Origin": "https://app.example"}
+    refused = server.http.post("/v1/completions", json=GOOD, headers=origin)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, given)
+    allowed = server.http.post("/v1/completions", json=GOOD, headers={**origin, "Authorization": "Bearer first"})
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, given)
+    if given != "*":
+        other = server.http.options("/v1/completions", headers={**PREFLIGHT, "Origin": "https://evil.example"})
+        assert (other.status_code, "access-control-allow-origin" in other.headers) == (400, False)
+
+
 def test_documentation_is_complete(serve, canned):
     server = serve(canned.engine("ok"))
     schema = server.http.get("/openapi.json").json()
@@ -122,12 +164,17 @@ def test_documentation_is_complete(serve, canned):
         assert body["example"]["model"]
         assert body["additionalProperties"] is False
     responses = schema["paths"]["/v1/completions"]["post"]["responses"]
-    assert set(responses) == {"200", "4XX", "503"}
+    assert set(responses) == {"200", "4XX", "500", "503", "504"}
+    assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert "null" in [kind.get("type") for kind in body["properties"]["n"]["anyOf"]]
+    assert body["properties"]["model"]["type"] == "string"
     assert server.http.get("/docs").status_code == 200
 
 
 def test_nothing_is_both_honoured_and_refused():
-    assert not set(NEUTRAL) & (set(CompletionRequest.model_fields) | set(ChatRequest.model_fields))
+    for body in (CompletionRequest, ChatRequest):
+        assert set(NEUTRAL) < set(body.neutral)
+        assert not set(body.neutral) & set(body.model_fields)
 
 
 @pytest.mark.parametrize("module", ["app", "serve"])

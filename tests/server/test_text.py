@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from redraft.server.chat_template import ChatTemplate, ChatTemplateError
+from redraft.server.chat_template import ChatTemplate, ChatTemplateError, RenderOptions
 from redraft.server.engine.types import RedraftError
 from redraft.server.text import TextTokenizer
 
@@ -46,7 +46,7 @@ def test_a_broken_template_is_the_operators_to_mend():
     [
         pytest.param("{{ eos_token }}", "<|end|>", id="text"),
         pytest.param(
-            [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}], "d", id="named-templates"
+            [{"name": "rag", "template": "t"}, {"name": "default", "template": "d"}], "d", id="named-templates"
         ),
     ],
 )
@@ -55,6 +55,39 @@ def test_template_inside_the_config(tokenizer_folder, tmp_path, stored, expected
     config = {"chat_template": stored, "eos_token": {"content": "<|end|>"}, "bos_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert TextTokenizer.from_folder(tmp_path).chat_template.render(TURNS) == expected
+
+
+def test_a_template_of_its_own_for_tools(tokenizer_folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_text((tokenizer_folder / "tokenizer.json").read_text())
+    tools = "\n{%- set start = '<t>' %}\n{{ start }}{{ tools | length }}<tool_call>\n"
+    named = {"default": "\n{{ messages[0].role }}\n", "tool_use": tools}
+    stored = [{"name": name, "template": template} for name, template in named.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": stored}))
+    template = TextTokenizer.from_folder(tmp_path).chat_template
+    for name, options in (("default", RenderOptions()), ("tool_use", RenderOptions(tools=[{"type": "function"}]))):
+        assert template.render(TURNS, options) == ChatTemplate(named[name], {}).render(TURNS, options)
+    assert template.knows_tools
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if tools %}x{% endif %}",
+        "{%- if not tools is defined %}{%- set tools = none %}{%- endif %}{{ tools }}",
+        "{%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}{{ tools }}",
+        "{% macro m(tools) %}{{ tools }}{% endmacro %}{{ m(tools) }}",
+    ],
+)
+def test_templates_that_know_tools(source):
+    assert ChatTemplate(source, {}).knows_tools
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["tools", "{{ 'tools' }}", "{% macro m(tools) %}{{ tools }}{% endmacro %}", "{% set tools = 1 %}{{ tools }}"],
+)
+def test_templates_that_do_not_know_tools(source):
+    assert not ChatTemplate(source, {}).knows_tools
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
