@@ -210,7 +210,7 @@ def cutoff_kernel(
 
     ``row_slot [R]`` int64 indexes the tables ``temperature``, ``top_p``, ``min_p`` (fp32) and ``top_k`` (int64).
     """
-    check_tensor("logits", logits, 2, torch.float32, torch.bfloat16)
+    check_tensor("logits", logits, 2, torch.float32, torch.bfloat16, torch.float16)
     check_tensor("row_slot", row_slot, 1, torch.int64, like=logits)
     for name, table in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
         check_tensor(name, table, 1, torch.float32, like=logits)

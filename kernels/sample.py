@@ -138,7 +138,7 @@ def sample_kernel(
     block: int = 2048,
 ) -> torch.Tensor:
     """``sample`` in Triton, two launches or three; ``block`` is the tokens of a program, a power of two ≥ 4."""
-    check_tensor("logits", logits, 2, torch.float32, torch.bfloat16)
+    check_tensor("logits", logits, 2, torch.float32, torch.bfloat16, torch.float16)
     check_tensor("row_slot", row_slot, 1, torch.int64, like=logits)
     check_tensor("row_position", row_position, 1, torch.int64, like=logits)
     check_tensor("table.temperature", table.temperature, 1, torch.float32, like=logits)

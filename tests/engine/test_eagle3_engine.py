@@ -162,7 +162,9 @@ def test_the_engine_was_built_with_the_draft(setting: Setting) -> None:
     assert info.draft == f"random+ngram-{built.version}"
     assert info.max_nodes == NODES
     config = setting.checkpoint.config
-    assert setting.engine.scheduler.tree_rows == max(2 * NODES + 1, built.context.reach)
+    assert setting.engine.scheduler.tree_rows - setting.engine.state.forced.shape[1] == max(
+        2 * NODES + 1, built.context.reach
+    )
     kv = setting.engine.state.draft_kv
     assert kv.shape[3:] == (config.kv_heads, 16)
     assert (kv.shape[0] - 1) * 2 * config.kv_width >= config.hidden > (kv.shape[0] - 2) * 2 * config.kv_width

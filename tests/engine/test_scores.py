@@ -170,7 +170,7 @@ def test_of_prompts_have_the_same_bytes_however_the_prompt_is_cut(
 ) -> None:
     """Alone in large chunks, and beside others in what little memory and few rows leave; ``lag`` 1 is a GPU's."""
     params = replace(GREEDY, max_tokens=120, temperature=0.8, prompt_logprobs=4)
-    requests = [Request(str(n), LONG[n:100] + LOOP * n, params, reuse=False) for n in range(4)]
+    requests = [Request(str(n), LONG[n:84] + LOOP * n, params, reuse=False) for n in range(4)]
     engine.pacer.most_rows = 64
     expected = plain(engine, requests)
     assert all(len(expected[r.request_id][2]) == len(r.prompt) - 1 for r in requests)

@@ -161,7 +161,9 @@ def test_filtered_flag_changes_nothing_for_rows_without_filters():
     assert torch.equal(sample(*arguments, sampled=True, filtered=True), plain)
 
 
-@pytest.mark.parametrize(("V", "dtype"), [(1, torch.float32), (63, torch.float32), (200, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("V", "dtype"), [(1, torch.float32), (63, torch.float32), (200, torch.bfloat16), (70, torch.float16)]
+)
 def test_kernel_equals_twin(kernel_device, V, dtype):
     """Small blocks, so that rows span several of them and the last one is ragged.
 
@@ -192,8 +194,8 @@ def test_kernel_takes_saturated_and_tied_rows(kernel_device):
 def test_kernel_refuses_what_it_cannot_read(kernel_device):
     table = make_table([OFF], kernel_device)
     rows = torch.zeros(2, dtype=torch.int64, device=kernel_device)
-    with pytest.raises(ValueError, match=r"logits must be torch\.float32 or torch\.bfloat16"):
-        sample_kernel(torch.zeros(2, 8, device=kernel_device).half(), rows, rows, table, sampled=True, filtered=True)
+    with pytest.raises(ValueError, match=r"logits must be torch\.float32 or torch\.bfloat16 or torch\.float16"):
+        sample_kernel(torch.zeros(2, 8, device=kernel_device).double(), rows, rows, table, sampled=True, filtered=True)
     with pytest.raises(ValueError, match="logits must be contiguous"):
         sample_kernel(torch.zeros(8, 2, device=kernel_device).t(), rows, rows, table, sampled=True, filtered=True)
 
