@@ -18,6 +18,7 @@ from redraft.server.errors import install_error_handlers
 from redraft.server.gauges import EngineGauges
 from redraft.server.head import HeaderLimits
 from redraft.server.metrics import Metrics
+from redraft.server.observe import Observer, Traces
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
@@ -28,13 +29,15 @@ def create_app(
     tokenizer: TextTokenizer,
     settings: ServerSettings,
     registry: CollectorRegistry | None = None,
+    traces: Traces | None = None,
 ) -> FastAPI:
     """An OpenAI-compatible app over ``engine``, which it closes when it ends.
 
-    Metrics go to ``registry``, or to one of the app's own.  ``app.state.service`` holds what the routes share.
+    Metrics go to ``registry``, or to one of the app's own; requests go to ``traces``, if that is given.
+    ``app.state.service`` holds what the routes share.
     """
-    metrics = Metrics(registry or CollectorRegistry(), settings.served_model_name)
-    metrics.registry.register(EngineGauges(engine, metrics))
+    metrics = Metrics(registry or CollectorRegistry(), settings.served_model_name, settings.metrics_names)
+    metrics.registry.register(EngineGauges(engine, metrics, settings.price_per_hour))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,9 +64,11 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After",),
+            expose_headers=("Retry-After", "X-Request-Id"),
         )
     app.add_middleware(HeaderLimits)
+    # outside everything: what is refused has an id, a line and a count too
+    app.add_middleware(Observer, metrics=metrics, settings=settings, traces=traces)
     for routes in (completions.router, chat.router, tokens.router, system.router):
         app.include_router(routes)
     if settings.page:

@@ -28,6 +28,7 @@ from redraft.server.http_options import (
     RequestTimeout,
     ServedName,
 )
+from redraft.server.observe_options import LogForm, LogPrompts, MetricsNames, OtlpEndpoint, PricePerHour
 from redraft.server.options import (
     DEFAULT_TARGET,
     BatchedTokens,
@@ -94,6 +95,11 @@ def serve(
     drain_seconds: DrainSeconds = 25.0,
     tool_parser: ToolParser = "auto",
     reasoning_parser: ReasoningParser = "auto",
+    metrics_names: MetricsNames = "both",
+    price_per_hour: PricePerHour = None,
+    log_format: LogForm = None,
+    log_prompts: LogPrompts = False,
+    otlp_endpoint: OtlpEndpoint = None,
 ) -> None:
     """Serve a target over HTTP with OpenAI's API."""
     with mendable_errors():

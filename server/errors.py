@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, Response
 from redraft.server.limits import MAX_MESSAGE_CHARS, MAX_QUOTE_CHARS, RETRY_AFTER_SECONDS
 from redraft.server.refuse import refusal
 
+REQUEST_ID = "x-request-id"
+"""Header, and key of a request's scope, with the request's id (observe.py)."""
 TEXT, CONVERSATION = "(text)", "(conversation)"
 """Kinds of one body; pydantic's paths name them, and clients know nothing of them."""
 
@@ -124,7 +126,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    return error_response(internal_error())
+    reply = error_response(internal_error())
+    if REQUEST_ID in request.scope:
+        reply.headers[REQUEST_ID] = request.scope[REQUEST_ID]
+    return reply
 
 
 def error_response(error: ApiError) -> Response:

@@ -13,6 +13,7 @@ from redraft.server.engine.types import EngineInfo, Request, SamplingParams
 from redraft.server.errors import clip, invalid
 from redraft.server.generation import Generation
 from redraft.server.limits import MAX_PROMPT_SCORES, THREAD_CHARS
+from redraft.server.observe import Asked, note
 from redraft.server.output.reader import OutputReader
 from redraft.server.record import ChoiceRecord
 from redraft.server.rounds import RoundWriter
@@ -96,6 +97,7 @@ def plan(
         for number, (prompt, max_tokens) in enumerate(prompts)
         for i in range(body.made)
     ]
+    note(Asked(reply_id, body, info.draft, len(prompts), [choice.record for choice in choices]))
     prompt_tokens = sum(len(prompt) for prompt, _ in prompts)
     return Generation(service.engine, service.admission, choices, prompt_tokens, body.made, body.n)
 
@@ -115,7 +117,7 @@ def _choice(
         Detokenizer(_decoder(service, body, reader)),
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
-        lambda: ChoiceRecord(recorder, len(request.prompt)),
+        lambda: ChoiceRecord(recorder, len(request.prompt), max_tokens=request.params.max_tokens),
         reader,
         RoundWriter(service.tokenizer, request.prompt[-1]) if body.include_rounds else None,
     )

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import structlog
+from typing import TYPE_CHECKING, Any
 
 from redraft.server.app import create_app
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.progress import say
 from redraft.server.engine.remote import RemoteEngine
 from redraft.server.engine.types import EngineInfo, RedraftError
+from redraft.server.log_setup import log_to_stderr
 from redraft.server.serve import run
 from redraft.server.settings import ServerSettings
 from redraft.server.text import TextTokenizer
+
+if TYPE_CHECKING:
+    from redraft.server.tracing import Tracing
 
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 """Addresses to listen on that a client cannot connect to, and what it takes instead."""
@@ -72,9 +72,10 @@ def server_settings(options: Mapping[str, Any]) -> ServerSettings:
 
 def serve(config: EngineConfig, settings: ServerSettings) -> None:
     """Serve until SIGINT or SIGTERM; raises ``RedraftError`` when the engine cannot start."""
-    _log_to_stderr()
+    log_to_stderr(settings.log_format)
+    tracing = open_tracing(settings)
     tokenizer = TextTokenizer.from_folder(Path(config.target))
-    app = create_app(RemoteEngine(config), tokenizer, settings)
+    app = create_app(RemoteEngine(config), tokenizer, settings, traces=tracing)
 
     def announce(info: EngineInfo, port: int) -> None:
         for note in info.notes:
@@ -83,7 +84,11 @@ def serve(config: EngineConfig, settings: ServerSettings) -> None:
         say(f"Serving {settings.served_model_name} on {base_url(settings.host, port)}; {way}:")
         say(example(settings, port, chat=tokenizer.chat_template is not None))
 
-    run(app, settings, announce)
+    try:
+        run(app, settings, announce)
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 def base_url(host: str, port: int) -> str:
@@ -104,17 +109,14 @@ def example(settings: ServerSettings, port: int, *, chat: bool) -> str:
     return shlex.join([*words, "-d", body])
 
 
-def _log_to_stderr() -> None:
-    """Logs for people in a terminal, one JSON object a line elsewhere; stdout stays free."""
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+def open_tracing(settings: ServerSettings) -> Tracing | None:
+    """Traces, if they were asked for; ``RedraftError`` where what they need is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from redraft.server.tracing import Tracing, to_endpoint
+    except ImportError as error:
+        raise RedraftError(
+            f"--otlp-endpoint needs packages that are absent: pip install 'redraft[otel]' ({error})"
+        ) from error
+    return Tracing(to_endpoint(settings.otlp_endpoint), settings.served_model_name)

@@ -51,6 +51,10 @@ MAX_HELD_CALL: Final = 65_536
 MAX_SALT_CHARS: Final = 256
 MAX_DRAFTED: Final = 63
 """Drafted nodes of a request in a round: what the kernels take, the root not counted."""
+MAX_REQUEST_ID_CHARS: Final = 128
+"""Of X-Request-Id; what is longer is cut."""
+MAX_LOGGED_CHARS: Final = 8192
+"""Of a prompt in the log, where prompts are logged at all."""
 MAX_KEY_BYTES: Final = 4096
 """A longer API key is wrong without being looked at."""
 MAX_RENDERED_CHARS: Final = 2 * MAX_BODY_BYTES

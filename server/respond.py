@@ -18,12 +18,12 @@ from redraft.server.choice import Delta
 from redraft.server.errors import ApiError, internal_error
 from redraft.server.generation import Generation
 from redraft.server.limits import PING_SECONDS, THREAD_SCORES
+from redraft.server.observe import CLIENT_CLOSED_REQUEST
 from redraft.server.output.piece import CallDelta
 from redraft.server.reader import Reader
 from redraft.server.replies import Envelope, ReplyMetrics, Usage
 from redraft.server.schemas import GenerationRequest
 
-CLIENT_CLOSED_REQUEST = 499
 EVENTS_TOGETHER = 64
 """Most events in one write."""
 log = structlog.get_logger(__name__)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Guard = Literal["none", "metrics", "all"]
+Names = Literal["redraft", "vllm", "both"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,13 @@ class ServerSettings:
     """How it marks its reasoning, likewise."""
     page: bool = True
     """Whether the live page is served at ``/``."""
+    metrics_names: Names = "both"
+    """Whose names metrics have."""
+    price_per_hour: float | None = None
+    """What the server costs in an hour, in whatever currency; None: no costs are shown."""
+    log_format: LogFormat | None = None
+    """None: text in a terminal, JSON elsewhere."""
+    log_prompts: bool = False
+    """Whether a request's line in the log has its prompt."""
+    otlp_endpoint: str | None = None
+    """Where traces go; None: there are none."""

@@ -7,9 +7,9 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request, Response
-from prometheus_client.exposition import choose_encoder
 
 from redraft.server.describe import REFUSALS
+from redraft.server.exposition import render
 from redraft.server.replies import Health, Model, ModelList, Version
 from redraft.server.service import Service, ServiceDep
 
@@ -72,8 +72,8 @@ async def version(service: ServiceDep) -> Version:
 )
 async def metrics(service: ServiceDep, request: Request) -> Response:
     """For Prometheus, in the format that it asks for."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(service.metrics.registry), headers={"Content-Type": content_type})
+    text, content_type = render(service.metrics.registry, request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": content_type})
 
 
 def _model(service: Service) -> Model:

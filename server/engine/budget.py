@@ -22,6 +22,8 @@ class Choice:
 
     nodes: int
     tokens_per_second: float
+    plain_seconds: float
+    """What the step would take without any."""
 
 
 def best_nodes(
@@ -44,7 +46,7 @@ def best_nodes(
     requests = len(rates)
     gains = sorted((rate for own in rates for rate in own), reverse=True)
     base = seconds(row_bucket(requests + prefill), False)
-    best, plain = Choice(0, requests / base), 0.0
+    best, plain = Choice(0, requests / base, base), 0.0
     if per_second is not None:
         plain = requests - per_second * base
     bar, worth = requests / base * (1 + MARGIN), plain + MARGIN * requests
@@ -55,9 +57,9 @@ def best_nodes(
         took = seconds(row_bucket(requests + prefill + nodes), True)
         tokens = requests + sum(gains[:nodes])
         if per_second is None and tokens / took > bar:
-            bar, best = tokens / took, Choice(nodes, tokens / took)
+            bar, best = tokens / took, Choice(nodes, tokens / took, base)
         if per_second is not None and tokens - per_second * took > worth:
-            worth, best = tokens - per_second * took, Choice(nodes, tokens / took)
+            worth, best = tokens - per_second * took, Choice(nodes, tokens / took, base)
         if nodes == len(gains):
             break
     return best

@@ -85,6 +85,18 @@ class Work:
     drafting: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PlainCost:
+    """Seconds expected of a step without a draft, and of a further one without the prefill that went along."""
+
+    step: float
+    further: float
+
+    def of(self, rounds: float) -> float:
+        """Of ``rounds`` rounds, the first of which takes the prefill along."""
+        return self.step + (rounds - 1) * self.further
+
+
 DRIFT = 0.1
 """How fast the machine as a whole is followed, as a share of what a step took more than expected."""
 LEAST = 0.03

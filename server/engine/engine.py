@@ -20,7 +20,7 @@ from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Graphs, Recorder
-from redraft.server.engine.guiding import TreeMasks, force, is_guided
+from redraft.server.engine.guiding import TreeMasks, disobeys, force, is_guided
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.progress import say
@@ -28,7 +28,7 @@ from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, rea
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
-from redraft.server.engine.scores import Asked, PromptScores
+from redraft.server.engine.scores import Asked, PromptScores, scored_prompt
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -107,8 +107,9 @@ class Engine:
         outputs = self._make_room()
         for sequence in self.scheduler.admit():
             outputs += self._admit(sequence)
+        prefilled = 0
         try:
-            self._pass()
+            prefilled = self._pass()
             self.scheduler.relief.passed()
         except torch.OutOfMemoryError as error:
             outputs += self._relieve(error)
@@ -116,10 +117,11 @@ class Engine:
             outputs += self._collect(self.pending.popleft())
         if not self.busy:
             self.scheduler.check_integrity()
+        self.scheduler.tally.passed(prefilled + sum(len(output.tokens) for output in outputs))
         return StepOutput(tuple(outputs), self.scheduler.stats())
 
-    def _pass(self) -> None:
-        """One pass for everybody who runs."""
+    def _pass(self) -> int:
+        """One pass for everybody who runs; returns how many tokens it prefilled."""
         decoding = self.scheduler.decoding()
         pace = self.pacer.step(decoding, self.scheduler.prefilling())
         chunks = self.scheduler.prefill(pace.prefill)
@@ -135,6 +137,7 @@ class Engine:
             chunk.sequence.prefilled(chunk.count)
             self.scheduler.publish(chunk.sequence)
             self._begin_decoding(chunk.sequence)
+        return sum(chunk.count for chunk in chunks)
 
     def _admit(self, sequence: Sequence) -> list[RoundOutput]:
         """Bring a request onto the device; what is wrong with one alone ends that one."""
@@ -211,7 +214,7 @@ class Engine:
         masks = TreeMasks(decoding, self.grammars.words) if guided else None
         ran = self.graphs(plan) if self.graphs and not guided else self._round(plan, masks)
         watch.stop()
-        self.pending.append(read_back(decoding, work, watch, ran, masks))
+        self.pending.append(read_back(decoding, work, watch, ran, masks, pace.plain))
         return ran.prompts
 
     def _round(self, plan: Plan, masks: TreeMasks | None = None) -> Ran:
@@ -234,13 +237,14 @@ class Engine:
             drafting=pace.drafting,
             capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
             forced=forced > 0,
-            chunks=tuple(Chunk(c.sequence.running_slot, c.start, c.count, _scored(c.sequence)) for c in chunks),
+            chunks=tuple(Chunk(c.sequence.running_slot, c.start, c.count, scored_prompt(c.sequence)) for c in chunks),
             prefill=total - rows if chunks else 0,
         )
 
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:
         outcomes = pending.outcomes(list(self.scheduler.running.values()))
         self.pacer.took(pending.work, pending.watch.seconds)
+        self.scheduler.tally.round(pending, outcomes)
         if pending.work.drafting:
             self._learn(outcomes)
         return [self._output(outcome, pending.failures) for outcome in outcomes]
@@ -257,7 +261,7 @@ class Engine:
 
     def _output(self, outcome: Outcome, failures: Mapping[int, str]) -> RoundOutput:
         sequence = outcome.sequence
-        if error := failures.get(sequence.running_slot) or _disobeys(sequence, outcome.tokens):
+        if error := failures.get(sequence.running_slot) or disobeys(sequence, outcome.tokens):
             self._release(sequence.request.request_id)
             return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=error)
         first = len(sequence.tokens) == len(sequence.request.prompt)
@@ -272,6 +276,7 @@ class Engine:
             finish_reason=outcome.finish,
             prompt_seconds=sequence.prompt_seconds if first else None,
             reused=sequence.reused if first else 0,
+            queue_seconds=sequence.queue_seconds if first else 0.0,
             logprobs=outcome.logprobs,
             prompt_logprobs=self.prompt_scores.told(sequence.request.request_id) if first else (),
             tree=() if shown is None else verified_nodes(shown, outcome.accepted),
@@ -286,19 +291,3 @@ class Engine:
         self.prompt_scores.forget(request_id)
         if slot is not None:
             self.state.release(slot)
-
-
-def _scored(sequence: Sequence) -> int | None:
-    """How many of the likeliest tokens to name for those of its prompt, if it asked and was not told."""
-    is_new = len(sequence.tokens) == len(sequence.request.prompt)
-    return sequence.request.params.prompt_logprobs if is_new else None
-
-
-def _disobeys(sequence: Sequence, tokens: list[int]) -> str | None:
-    """Tell a sequence's grammar what was committed; why it cannot go on, if so."""
-    try:
-        if sequence.matcher is not None:
-            sequence.matcher.commit(tokens)
-    except RedraftError as error:
-        return str(error)
-    return None

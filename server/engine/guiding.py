@@ -84,3 +84,13 @@ class TreeMasks:
                 except RedraftError as error:
                     self.failures[number] = str(error)
         return torch.from_numpy(masks).to(self.device, non_blocking=True)
+
+
+def disobeys(sequence: Sequence, tokens: list[int]) -> str | None:
+    """Tell a sequence's grammar what was committed; why it cannot go on, if so."""
+    try:
+        if sequence.matcher is not None:
+            sequence.matcher.commit(tokens)
+    except RedraftError as error:
+        return str(error)
+    return None

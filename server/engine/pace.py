@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from redraft.server.engine.acceptance import Acceptance, Proposal
 from redraft.server.engine.budget import best_nodes, prefill_rows
-from redraft.server.engine.costs import Costs, Work
+from redraft.server.engine.costs import Costs, PlainCost, Work
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.sequence import Sequence
 
@@ -41,6 +41,8 @@ class Pace:
     drafting: bool = False
     prefill: int = 0
     """Rows of prefill."""
+    plain: PlainCost | None = None
+    """What the step would take without a draft, where costs were measured."""
 
 
 class Pacer:
@@ -83,20 +85,22 @@ class Pacer:
         if self.costs is None or self.fixed is not None:
             nodes = max(min(most, room - min(to_prefill, LEAST_PREFILL)), 0)
             prefill = self._prefill(decoding, nodes, prefilling, room - nodes)
-            return Pace(nodes, nodes > 0, prefill)
+            return Pace(nodes, nodes > 0, prefill, self._plain(decoding, prefill, start))
         rates = [self._gains(sequence) for sequence in decoding]
         choice = best_nodes(rates, self._timer(decoding), self.most_rows)
+        further = choice.plain_seconds
         prefill = self._prefill(decoding, choice.nodes, prefilling, room)
         if prefill:
             timer = self._timer(decoding, prefill, start)
             choice = best_nodes(rates, timer, self.most_rows, prefill, choice.tokens_per_second)
+        plain = PlainCost(choice.plain_seconds, further)
         if choice.nodes == 0 and most > 0 and self._may_try(decoding, prefill):
             # rows that padding would fill cost nothing
             taken = max(requests, MIN_ROWS) + prefill
-            return Pace(min(row_bucket(taken), self.most_rows) - requests - prefill, True, prefill)
+            return Pace(min(row_bucket(taken), self.most_rows) - requests - prefill, True, prefill, plain)
         if choice.nodes > 0 and self.since_plain >= 1 / PROBING:
-            return Pace(prefill=prefill)
-        return Pace(choice.nodes, choice.nodes > 0, prefill)
+            return Pace(prefill=prefill, plain=plain)
+        return Pace(choice.nodes, choice.nodes > 0, prefill, plain)
 
     def work(self, decoding: Many[Sequence], rows: int, drafting: bool, prefill: int = 0, start: int = 0) -> Work:
         """What a step has to do: ``rows`` rows, padding included, of them ``prefill`` from position ``start``."""
@@ -147,6 +151,13 @@ class Pacer:
             return self._timer(decoding, rows, start)(row_bucket(taken + rows), nodes > 0)
 
         return prefill_rows(seconds, waiting, most, stall, LEAST_PREFILL)
+
+    def _plain(self, decoding: Many[Sequence], prefill: int, start: int) -> PlainCost | None:
+        if self.costs is None:
+            return None
+        requests = len(decoding)
+        further = self._timer(decoding)(row_bucket(requests), False)
+        return PlainCost(self._timer(decoding, prefill, start)(row_bucket(requests + prefill), False), further)
 
     def _timer(self, decoding: Many[Sequence], prefill: int = 0, start: int = 0) -> Callable[[int, bool], float]:
         """What a step takes, by its rows and whether there is a draft."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redraft.kernels.accept import RUNNING, STOP
 from redraft.server.engine.acceptance import Proposal
-from redraft.server.engine.costs import Work
+from redraft.server.engine.costs import PlainCost, Work
 from redraft.server.engine.guiding import TreeMasks
 from redraft.server.engine.round import Ran
 from redraft.server.engine.scores import RoundScores
@@ -71,6 +71,8 @@ class PendingRound:
     scores: RoundScores | None = None
     masks: TreeMasks | None = None
     """Of a round with grammars."""
+    plain: PlainCost | None = None
+    """What the same step would take without a draft, where costs were measured."""
 
     @property
     def failures(self) -> Mapping[int, str]:
@@ -116,7 +118,12 @@ def _reason(code: int) -> FinishReason | None:
 
 
 def read_back(
-    sequences: Many[Sequence], work: Work, watch: Stopwatch, ran: Ran, masks: TreeMasks | None = None
+    sequences: Many[Sequence],
+    work: Work,
+    watch: Stopwatch,
+    ran: Ran,
+    masks: TreeMasks | None = None,
+    plain: PlainCost | None = None,
 ) -> PendingRound:
     """Start copying what a round committed to the host."""
     committed, tree, scores, _ = ran
@@ -131,9 +138,9 @@ def read_back(
         tensors += (tree.token, tree.parent, tree.score)
     slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
     if not committed.count.is_cuda:
-        return PendingRound(slots, work, watch, tensors, None, scores, masks)
+        return PendingRound(slots, work, watch, tensors, None, scores, masks, plain)
     copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
     scores = None if scores is None else scores.copied()
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return PendingRound(slots, work, watch, copies, event, scores, masks)
+    return PendingRound(slots, work, watch, copies, event, scores, masks, plain)

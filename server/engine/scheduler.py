@@ -22,6 +22,7 @@ from redraft.server.engine.pages import PagePool
 from redraft.server.engine.prefix import PageKeys
 from redraft.server.engine.relief import Relief
 from redraft.server.engine.sequence import Sequence
+from redraft.server.engine.tally import Tally
 from redraft.server.engine.types import EngineStats, Request
 
 
@@ -52,6 +53,8 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         """Oldest first."""
         self.relief = Relief(slots)
+        self.tally = Tally()
+        """What became of the passes; the engine tells."""
         self.preemptions = 0
         self.prompt_tokens = 0
         """Of all prompts that were admitted, and how many of them were found computed."""
@@ -165,6 +168,7 @@ class Scheduler:
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.reused_tokens,
             out_of_memory=self.relief.failures,
+            passes=self.tally.stats(),
         )
 
     def vacate_all(self) -> list[int]:

@@ -131,3 +131,9 @@ def _entry(columns: Many[list[Any]], row: int, top: int | None = None) -> TokenL
 
 def _parts(scores: Logprobs) -> tuple[Tensor, ...]:
     return scores.chosen, scores.rank, scores.token, scores.value
+
+
+def scored_prompt(sequence: Sequence) -> int | None:
+    """How many of the likeliest tokens to name for those of its prompt, if it asked and was not told."""
+    is_new = len(sequence.tokens) == len(sequence.request.prompt)
+    return sequence.request.params.prompt_logprobs if is_new else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from redraft.server.engine.grammar import Matcher
@@ -27,6 +28,8 @@ class Sequence:
     """Of the prompt, how much was found computed when it was first admitted."""
     published: int = 0
     """Pages whose keys the pool was told."""
+    queued: float = field(default_factory=time.perf_counter)
+    """When it was submitted, in seconds of ``perf_counter``."""
     begun: float | None = None
     """When it was first admitted, in seconds of ``perf_counter``."""
     matcher: Matcher | None = None
@@ -35,6 +38,11 @@ class Sequence:
     """Tokens of the round under way that its grammar drafted."""
     prompt_seconds: float | None = None
     """What the prefill of its prompt took, queueing not counted."""
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it waited to be admitted."""
+        return 0.0 if self.begun is None else self.begun - self.queued
 
     @property
     def running_slot(self) -> int:

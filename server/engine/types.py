@@ -157,6 +157,8 @@ class RoundOutput:
     """With the request's first tokens: seconds spent in its prefill."""
     reused: int = 0
     """With the request's first tokens: prompt tokens whose KV was there already."""
+    queue_seconds: float = 0.0
+    """With the request's first tokens: seconds that it waited to be admitted."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each of ``tokens``, if the request asked."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -187,6 +189,31 @@ class EngineInfo:
     """Lines for the operator: device chosen and why, draft chosen and why, what the self-check found."""
 
 
+PASS_EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper edges of the classes in which passes are counted by size; a last class has what lies beyond."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassStats:
+    """What the target's passes came to since the start."""
+
+    sizes: tuple[int, ...] = ()
+    """Passes by tokens, those of prefill and those committed: one count for each class of ``PASS_EDGES``."""
+    tokens: int = 0
+    """In all of these."""
+    rounds: tuple[int, ...] = ()
+    """Rounds by verified rows, roots included and padding not; by the same classes."""
+    rows: int = 0
+    """In all of these."""
+    nodes: int = 0
+    """Drafted nodes that were verified, and how many of them grammars drafted."""
+    forced: int = 0
+    round_seconds: float = 0.0
+    """That rounds took, by the device's clock, prefill in the same passes included."""
+    plain_seconds: float = 0.0
+    """That the same tokens would have taken without drafts, by the measured costs; 0 where none were measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Gauges of the engine at one moment."""
@@ -204,6 +231,7 @@ class EngineStats:
     """Of ``prompt_tokens``, how many were found computed."""
     out_of_memory: int = 0
     """Passes for which the device's memory did not suffice."""
+    passes: PassStats = field(default_factory=PassStats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ SERVE_OPTIONS = (
     "drain-seconds",
     "tool-parser",
     "reasoning-parser",
+    "metrics-names",
+    "price-per-hour",
+    "log-format",
+    "log-prompts",
+    "otlp-endpoint",
 )
 runner = CliRunner()
 
@@ -116,6 +121,10 @@ def test_what_can_be_mended_is_one_line(arguments: list[str]) -> None:
         ["--speculation", "٣"],
         ["--speculation", "9" * 5000],
         ["--port", "70000"],
+        ["--metrics-names", "sglang"],
+        ["--price-per-hour", "-1"],
+        ["--price-per-hour", "inf"],
+        ["--log-format", "xml"],
         ["--unknown", "1"],
     ],
     ids=" ".join,

@@ -26,6 +26,7 @@ from redraft.server.engine.types import (
     RoundOutput,
     TokenLogprobs,
 )
+from redraft.server.observe import Traces
 from redraft.server.serve import listen, uvicorn_config
 from redraft.server.service import Service
 from redraft.server.settings import ServerSettings
@@ -214,9 +215,11 @@ def running(tokenizer: TextTokenizer) -> Start:
     """A context with a server in it; leaving it checks that the server closed its engine."""
 
     @contextmanager
-    def start(engine: FakeEngine, text: TextTokenizer = tokenizer, **options: Any) -> Iterator[Running]:
+    def start(
+        engine: FakeEngine, text: TextTokenizer = tokenizer, traces: Traces | None = None, **options: Any
+    ) -> Iterator[Running]:
         settings = ServerSettings("toy", port=0, **options)
-        app = create_app(engine, text, settings)
+        app = create_app(engine, text, settings, traces=traces)
         with listen(settings) as listener:
             server = uvicorn.Server(uvicorn_config(app))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

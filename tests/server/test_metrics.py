@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from redraft.server.engine.types import EngineStats, FinishReason, RoundOutput
-from redraft.server.metrics import GAP_EDGES, LENGTH_EDGES, Metrics
+from redraft.server.metric_table import (
+    GAP_EDGES,
+    LENGTH_EDGES,
+    METRICS,
+    REQUEST_EDGES,
+    TABLE,
+    TTFT_EDGES,
+    VLLM_GAP,
+    VLLM_REQUEST,
+    VLLM_TTFT,
+)
+from redraft.server.metrics import Metrics
 from redraft.server.record import ChoiceRecord
 from redraft.server.window import Window
 
 LABELS = {"model_name": "toy", "draft": "canned-1"}
+UNKNOWN = {"round_rows", "iteration_tokens", "plain_seconds_estimated", "cost_per_million_tokens"}
+"""What this engine tells nothing of."""
 
 
 def scrape(server):
-    """Families by name, and samples by name and extra labels."""
+    """Families by name, and samples by name and extra labels; those under vLLM's names apart."""
     text = server.http.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    samples = {}
+    samples, theirs = {}, {}
     for family in families.values():
+        is_ours = family.name.startswith("redraft_")
+        if is_ours:
+            own = LABELS if METRICS[family.name.removeprefix("redraft_")].by_draft else {"model_name": "toy"}
+        else:
+            own = {"model_name": "toy", "engine": "0"}
         for sample in family.samples:
-            # limits know nothing of drafts
-            expected = {"model_name": "toy"} if family.name.startswith("redraft_limits_hit") else LABELS
-            assert {name: value for name, value in sample.labels.items() if name in LABELS} == expected
-            extra = tuple(value for name, value in sample.labels.items() if name not in LABELS)
-            samples[(sample.name, *extra)] = sample.value
-    return families, samples
+            assert {name: value for name, value in sample.labels.items() if name in {*own, *LABELS}} == own
+            extra = tuple(value for name, value in sample.labels.items() if name not in own)
+            (samples if is_ours else theirs)[(sample.name, *extra)] = sample.value
+    return families, samples, theirs
 
 
 def test_a_canned_run(serve, canned):
@@ -34,33 +52,10 @@ def test_a_canned_run(serve, canned):
     server = serve(canned.engine("Hello, wörld! 日本語"))
     for body in ({"n": 2}, {"stream": True}):
         assert server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi", **body}).status_code == 200
-    families, samples = scrape(server)
-    assert {name: kind.type for name, kind in families.items() if not name.endswith("_created")} == {
-        "redraft_spec_rounds": "counter",
-        "redraft_spec_draft_tokens": "counter",
-        "redraft_spec_accepted_tokens": "counter",
-        "redraft_spec_accepted_tokens_per_pos": "counter",
-        "redraft_prompt_tokens": "counter",
-        "redraft_generation_tokens": "counter",
-        "redraft_requests": "counter",
-        "redraft_limits_hit": "counter",
-        "redraft_acceptance_length": "histogram",
-        "redraft_time_to_first_token_seconds": "histogram",
-        "redraft_inter_token_latency_seconds": "histogram",
-        "redraft_inter_event_latency_seconds": "histogram",
-        "redraft_request_duration_seconds": "histogram",
-        "redraft_requests_running": "gauge",
-        "redraft_requests_waiting": "gauge",
-        "redraft_kv_pages": "gauge",
-        "redraft_server_tasks": "gauge",
-        "redraft_kv_pages_used": "gauge",
-        "redraft_kv_pages_kept": "gauge",
-        "redraft_preemptions": "counter",
-        "redraft_out_of_memory": "counter",
-        "redraft_prefix_cache_queries": "counter",
-        "redraft_prefix_cache_hits": "counter",
-        "redraft_tokens_per_second": "gauge",
-        "redraft_acceptance_length_mean": "gauge",
+    families, samples, theirs = scrape(server)
+    shown = [metric for metric in TABLE if metric.name != "price_per_hour"]
+    assert {name: (family.type, bool(family.documentation)) for name, family in families.items() if family.samples} == {
+        name: (metric.kind, True) for metric in shown for name in _names(metric) if metric.name not in UNKNOWN
     }
     expected = {
         ("redraft_spec_rounds_total",): 30,
@@ -88,7 +83,35 @@ def test_a_canned_run(serve, canned):
         ("redraft_acceptance_length_mean",): 2.2,
     }
     assert {key: samples.get(key) for key in expected} == expected
+    expected = {
+        ("vllm:spec_decode_num_drafts_total",): 30,
+        ("vllm:spec_decode_num_draft_tokens_total",): 120,
+        ("vllm:spec_decode_num_accepted_tokens_total",): 36,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "0"): 18,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "1"): 12,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "2"): 6,
+        ("vllm:prompt_tokens_total",): 6,
+        ("vllm:generation_tokens_total",): 66,
+        ("vllm:request_success_total", "stop"): 3,
+        ("vllm:request_success_total", "abort"): 0,
+        ("vllm:request_success_total", "length"): 0,
+        ("vllm:request_success_total", "error"): 0,
+        ("vllm:time_to_first_token_seconds_count",): 3,
+        ("vllm:inter_token_latency_seconds_count",): 63,
+        ("vllm:request_generation_tokens_bucket", "20.0"): 0,
+        ("vllm:request_generation_tokens_bucket", "50.0"): 3,
+        ("vllm:num_requests_running",): 2,
+        ("vllm:num_requests_waiting",): 3,
+        ("vllm:num_requests_waiting_by_reason", "capacity"): 3,
+        ("vllm:kv_cache_usage_perc",): 0,
+        ("vllm:cache_config_info", "128", "0"): 1,
+    }
+    assert {key: theirs.get(key) for key in expected} == expected
     assert ("redraft_spec_accepted_tokens_per_pos_total", "3") not in samples
+
+
+def _names(metric):
+    return [f"redraft_{metric.name}", *([f"vllm:{metric.vllm}"] if metric.vllm is not None else [])]
 
 
 def test_what_the_engine_counts_is_shown_as_it_counts_it(serve, canned):
@@ -100,7 +123,10 @@ def test_what_the_engine_counts_is_shown_as_it_counts_it(serve, canned):
         preemptions, prompt, reused = counts
         engine.stats = EngineStats(1, 0, used, 9, kept, preemptions, prompt_tokens=prompt, reused_tokens=reused)
         for _ in range(2):
-            _, samples = scrape(server)
+            _, samples, theirs = scrape(server)
+            assert theirs[("vllm:kv_cache_usage_perc",)] == samples[("redraft_kv_usage",)] == used / 9
+            assert theirs[("vllm:num_preemptions_total",)] == preemptions
+            assert theirs[("vllm:prefix_cache_hits_total",)] == reused
             assert [samples[(f"redraft_{name}",)] for name in names] == [9, used, kept]
             assert [samples[(f"redraft_{name}",)] for name in totals] == counts
 
@@ -108,7 +134,7 @@ def test_what_the_engine_counts_is_shown_as_it_counts_it(serve, canned):
 def test_rounds_are_counted_without_a_draft(serve, canned):
     server = serve(canned.scripted(lambda request: canned.rounds("abc", sizes=(1,), drafted=0)))
     server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
-    _, samples = scrape(server)
+    _, samples, _ = scrape(server)
     assert samples[("redraft_spec_rounds_total",)] == 4
     assert samples[("redraft_acceptance_length_sum",)] == 4
     assert samples[("redraft_spec_draft_tokens_total",)] == 0
@@ -125,21 +151,86 @@ def test_every_way_to_finish(serve, canned):
     assert server.http.post("/v1/completions", json=good).status_code == 503
     engine.script = lambda request: [RoundOutput("x", finish_reason=FinishReason.CANCELLED)]
     assert server.http.post("/v1/completions", json=good).status_code == 503
-    _, samples = scrape(server)
+    _, samples, _ = scrape(server)
     assert samples[("redraft_requests_total", "length")] == 1
     assert samples[("redraft_requests_total", "error")] == 3
 
 
-def test_openmetrics_on_request(serve, canned):
-    reply = serve(canned.engine()).http.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+@pytest.mark.parametrize("version", ["", ";version=1.0.0", ";version=1.0.0;escaping=underscores"])
+def test_openmetrics_on_request(serve, canned, version):
+    server = serve(canned.engine())
+    server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+    accept = f"application/openmetrics-text{version},text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    reply = server.http.get("/metrics", headers={"Accept": accept})
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
     assert reply.text.endswith("# EOF\n")
+    assert re.search(r'^vllm:generation_tokens_total\{engine="0",model_name="toy"\} 22.0$', reply.text, re.MULTILINE)
+    assert "vllm_" not in reply.text
+    plain = server.http.get("/metrics").text
+    lines = {line for line in plain.splitlines() if not line.startswith("#") and "http_responses" not in line}
+    assert {line for line in lines if "seconds" not in line} <= set(reply.text.splitlines())
 
 
 def test_edges():
     assert tuple(range(1, 34)) == LENGTH_EDGES
-    assert GAP_EDGES[0] == 0.0005
-    assert list(GAP_EDGES) == sorted(GAP_EDGES)
+    for edges in (metric.edges for metric in TABLE):
+        assert list(edges) == sorted(set(edges))
+    for edges, vllm in ((TTFT_EDGES, VLLM_TTFT), (GAP_EDGES, VLLM_GAP), (REQUEST_EDGES, VLLM_REQUEST)):
+        assert set(vllm) < set(edges)
+        assert min(edges) <= 0.001
+
+
+@pytest.mark.parametrize("names", ["redraft", "vllm", "both"])
+def test_whose_names(serve, canned, names):
+    server = serve(canned.engine("abc"), metrics_names=names, price_per_hour=7.2)
+    server.http.post("/v1/completions", json={"model": "toy", "prompt": "hi"})
+    families, samples, theirs = scrape(server)
+    assert bool(samples) == (names != "vllm")
+    assert bool(theirs) == (names != "redraft")
+    assert {name.partition("_")[0].partition(":")[0] for name in families} == (
+        {"redraft", "vllm"} if names == "both" else {names}
+    )
+    if samples:
+        # four tokens within the last ten seconds
+        assert samples[("redraft_price_per_hour",)] == 7.2
+        assert samples[("redraft_cost_per_million_tokens",)] == pytest.approx(7.2 / 3600 / 0.4 * 1e6)
+
+
+def test_vllms_names_sum_over_drafts_and_lengths_end_with_the_context():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "toy")
+    metrics.exposition.context = 64
+    for draft, tokens in (("one", 3), ("two", 40), ("two", 900)):
+        recorder = metrics.recorder(draft)
+        recorder.generation(tokens)
+        recorder.observe("request_generation_tokens", tokens)
+        recorder.finished("cancelled", 1.0)
+
+    def value(name, **labels):
+        return registry.get_sample_value(name, {"model_name": "toy", **labels})
+
+    assert value("redraft_generation_tokens_total", draft="two") == 940
+    assert value("vllm:generation_tokens_total", engine="0") == 943
+    assert value("vllm:request_success_total", engine="0", finished_reason="abort") == 3
+    name = "vllm:request_generation_tokens"
+    assert value(f"{name}_sum", engine="0") == 943
+    buckets = {le: value(f"{name}_bucket", engine="0", le=le) for le in ("2.0", "5.0", "50.0", "100.0", "+Inf")}
+    assert buckets == {"2.0": 0, "5.0": 1, "50.0": 2, "100.0": None, "+Inf": 3}
+
+
+def test_limits_are_counted_from_zero_on():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "toy")
+    metrics.announce_limits(["max_queue", "request_timeout"])
+    metrics.limit_hit("max_queue")
+
+    def value(name, **labels):
+        return registry.get_sample_value(name, {"model_name": "toy", **labels})
+
+    assert value("redraft_limits_hit_total", limit="max_queue") == 1
+    assert value("redraft_limits_hit_total", limit="request_timeout") == 0
+    assert value("vllm:admission_rejections_total", engine="0", reason="max_num_queued_reqs") == 1
+    assert value("vllm:admission_rejections_total", engine="0", reason="request_timeout") is None
 
 
 class Clock:
@@ -158,7 +249,8 @@ def test_gaps_per_token_and_per_event():
     steps = [(0.5, 2), (0.12, 4), (0.0, 0), (0.3, 1)]
     for gap, tokens in steps:
         clock.now += gap
-        record.arrived(RoundOutput("x", tuple(range(tokens)), max(tokens - 1, 0), 6, prompt_seconds=0.2))
+        output = RoundOutput("x", tuple(range(tokens)), max(tokens - 1, 0), 6, prompt_seconds=0.2, queue_seconds=0.1)
+        record.arrived(output)
         record.took(tokens)
     clock.now += 0.1
     record.finished(FinishReason.STOP)
@@ -172,6 +264,14 @@ def test_gaps_per_token_and_per_event():
     assert registry.get_sample_value("redraft_inter_token_latency_seconds_bucket", {**LABELS, "le": "0.025"}) == 0
     assert registry.get_sample_value("redraft_inter_token_latency_seconds_bucket", {**LABELS, "le": "0.05"}) == 4
     assert value("request_duration_seconds_sum") == pytest.approx(1.02)
+    assert value("request_queue_seconds_sum") == pytest.approx(0.1)
+    assert value("request_prefill_seconds_sum") == pytest.approx(0.4)
+    assert value("request_decode_seconds_sum") == pytest.approx(0.42)
+    assert value("request_inference_seconds_sum") == pytest.approx(0.82)
+    assert value("request_time_per_output_token_seconds_sum") == pytest.approx(0.084)
+    assert value("request_acceptance_length_sum") == pytest.approx(7 / 3)
+    assert value("request_prompt_tokens_sum") == value("request_prefill_kv_computed_tokens_sum") == 5
+    assert value("request_generation_tokens_sum") == 7
     metrics = record.metrics(max_nodes=4)
     assert metrics.time_to_first_token_ms == pytest.approx(500)
     assert metrics.queue_time_ms == pytest.approx(300)
