@@ -96,7 +96,7 @@ class ChoiceRecord:
     @property
     def seconds(self) -> float:
         """From submission to the newest round."""
-        return self._last - self._submitted
+        return self._last - self.submitted
 
     def took(self, tokens: int) -> None:
         """``tokens`` of the newest output belong to the reply; those behind a stop string do not."""
