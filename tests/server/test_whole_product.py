@@ -120,7 +120,13 @@ def test_choices_differ_and_the_same_seed_repeats(server: Server) -> None:
 
 def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
     stream = client(server).chat.completions.create(
-        model="smollm2-135m", messages=LOOP, max_tokens=4000, stream=True, temperature=1.0, seed=1
+        model="smollm2-135m",
+        messages=LOOP,
+        max_tokens=4000,
+        stream=True,
+        temperature=1.0,
+        seed=1,
+        extra_body={"ignore_eos": True},  # by itself this reply ends after a dozen tokens, before anybody can leave
     )  # type: ignore[call-overload]
     next(iter(stream))
     assert server.metric("redraft_requests_running") == 1
