@@ -31,10 +31,18 @@ def verified_nodes(proposal: Proposal, accepted: int) -> tuple[TreeNode, ...]:
 
 
 def _path(proposal: Proposal, rows: list[int], accepted: int) -> set[int]:
-    """The accepted nodes; of siblings that carry the same token the first (kernels/accept.py)."""
+    """The accepted nodes; of siblings that carry the same token the first (kernels/accept.py).
+
+    The device may have rounded scores of several requests to ties that these are not; a node that is missing for that ends
+    the path: it is only for show.
+    """
     path: set[int] = set()
     here = 0
     for token in proposal.committed[:accepted]:
-        here = next(node for node in rows if proposal.parent[node] == here and proposal.token[node] == token)
+        fitting = (node for node in rows if proposal.parent[node] == here and proposal.token[node] == token)
+        found = next(fitting, None)
+        if found is None:
+            break
+        here = found
         path.add(here)
     return path

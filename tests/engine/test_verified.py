@@ -123,3 +123,10 @@ def test_what_a_grammar_drafts_is_seen_with_and_without_a_draft_beside_it(tmp_pa
         assert sum(output.accepted for output in outputs) == sum(n.accepted for o in outputs for n in o.tree) > 5
         rounds.append([token for output in outputs for token in output.tokens])
     assert rounds[0] == rounds[1]
+
+
+def test_an_accepted_node_without_a_row_here_ends_the_path() -> None:
+    """Scores rounded to ties on the device may have picked another node than these would."""
+    proposal = Proposal(token=[9, 1, 2], parent=[0, 0, 0], score=[1.0, 0.5, 0.49], committed=[2, 5], verified=1)
+    (node,) = verified_nodes(proposal, 1)
+    assert (node.token, node.accepted) == (1, False)
