@@ -33,8 +33,8 @@ def verified_nodes(proposal: Proposal, accepted: int) -> tuple[TreeNode, ...]:
 def _path(proposal: Proposal, rows: list[int], accepted: int) -> set[int]:
     """The accepted nodes; of siblings that carry the same token the first (kernels/accept.py).
 
-    The device may have rounded scores of several requests to ties that these are not; a node that is missing for that ends
-    the path: it is only for show.
+    The device may have rounded scores of several requests to ties that these are not; where a node is missing for that,
+    the path ends: it is only for show.
     """
     path: set[int] = set()
     here = 0
