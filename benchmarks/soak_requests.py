@@ -16,7 +16,25 @@ WRONG: tuple[dict[str, Any], ...] = (
     {"prompt": [-1]},
     {"stop": [""]},
     {"no_such_parameter": 1},
+    {"structured_outputs": {"regex": "(["}},
+    {"logit_bias": {"999999": 1}},
 )
+
+
+EXTRAS: tuple[dict[str, Any], ...] = (
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"repetition_penalty": 1.3},
+    {"logit_bias": {"40": 5, "50": -100}},
+    {"min_tokens": 1, "stop_token_ids": [60, 70]},
+    {"ignore_eos": True},
+    {"logprobs": 2},
+    {"prompt_logprobs": 1, "stream": False},
+    {"echo": True},
+    {"structured_outputs": {"regex": "(a|be|cde){3,12}"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["one", "three"]}}}},
+    {"include_rounds": True},
+)
+"""What a case may ask for beside its text and how it is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,8 @@ def make_cases(number: int, source: random.Random, longest: int) -> list[Case]:
             body |= source.choice(({}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05}))
         if index % 5 == 4:
             body["stop"] = source.choice(("a", "e", ["th", "on"]))
+        if index % 2:
+            body |= EXTRAS[index // 2 % len(EXTRAS)]
         cases.append(Case(index, body))
     return cases
 
@@ -72,6 +92,6 @@ def attempt(cases: list[Case], source: random.Random) -> Attempt:
     if body["temperature"] == 0 and source.random() < 0.2:
         # the same text for each, for greedy decoding has no use for seeds
         body["n"] = source.randint(2, 4)
-    body["stream"] = source.random() < 0.6
+    body["stream"] = body.get("stream", source.random() < 0.6)
     patience = source.randint(0, 20) if source.random() < 0.25 else None
     return Attempt(body, case.number, patience)

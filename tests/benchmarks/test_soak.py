@@ -29,7 +29,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_short_soak(target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``make soak`` is the same for ten minutes."""
-    found = run(["--target", str(target), "--device", "cpu"], 6, 64, 1, tmp_path / "json", ["soak"])
+    found = run(["--target", str(target), "--device", "cpu"], 60, 64, 1, tmp_path / "json", ["soak"])
     assert min(found.attempts[name] for name in ("complete", "left", "refused")) > 0
     line = json.loads((tmp_path / "json").read_text())
     assert (line["faults"], line["attempts"]) == ([], dict(found.attempts))
