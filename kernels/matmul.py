@@ -68,7 +68,9 @@ def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
 
     A launch leaves every ticket at 0.  The memory never moves, so graphs may hold its address.
     """
-    return torch.empty(PARTIALS, device=device), torch.zeros(TICKETS, dtype=torch.int32, device=device)
+    # whoever comes first, others may come outside of inference mode
+    with torch.inference_mode(False):
+        return torch.empty(PARTIALS, device=device), torch.zeros(TICKETS, dtype=torch.int32, device=device)
 
 
 def matmul_kernel(

@@ -34,7 +34,9 @@ def test_one_process_has_everything() -> None:
 def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     pytest_of = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CASES)]
-    environment = os.environ | {"SHARED": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    # a folder for their own temporary files: sessions that clean up among those of others disturb one another
+    (own := tmp_path / "own").mkdir()
+    environment = os.environ | {"SHARED": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTEST_DEBUG_TEMPROOT": str(own)}
     found = subprocess.run([*launch, *pytest_of], capture_output=True, text=True, env=environment, timeout=240)
     assert found.returncode == 0, found.stdout + found.stderr
     passed = re.findall(r"^(\d+) passed in", found.stdout, re.MULTILINE)
