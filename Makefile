@@ -21,7 +21,7 @@ TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" |
 SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -name results -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow soak image lint format clean
+.PHONY: help install serve test test-slow soak image fleet lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -45,6 +45,11 @@ image: ## build the image without a Docker engine, start it as a random user, co
 	  deploy/image/build.sh
 	$(if $(filter cpu,$(DEVICE)),$(PYTHON) deploy/image/check.py $(if $(EMBEDDED_TARGET),,--most 1.5) "$(STORE)" redraft:cpu)
 
+fleet: install ## replicas behind a gateway, under load: killed, drained, back (slow)
+	$(PYTHON) -m venv --clear .fleet
+	.fleet/bin/python -m pip install --disable-pip-version-check --quiet smg==1.13.0
+	SMG=.fleet/bin/smg $(BIN)/pytest -m slow tests/deploy
+
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
@@ -59,7 +64,7 @@ format: install ## mend style and formatting
 	$(BIN)/ruff format .
 
 clean: ## remove everything that was built or installed here
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .fleet build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
