@@ -45,10 +45,12 @@ image: ## build the image without a Docker engine, start it as a random user, co
 	  deploy/image/build.sh
 	$(if $(filter cpu,$(DEVICE)),$(PYTHON) deploy/image/check.py $(if $(EMBEDDED_TARGET),,--most 1.5) "$(STORE)" redraft:cpu)
 
-fleet: install ## replicas behind a gateway, under load: killed, drained, back (slow)
+# in an environment of their own, which finds what ours has
+fleet: install ## replicas behind a gateway and under Ray Serve, with load: killed, drained, scaled (slow)
 	$(PYTHON) -m venv --clear .fleet
-	.fleet/bin/python -m pip install --disable-pip-version-check --quiet smg==1.13.0
-	SMG=.fleet/bin/smg $(BIN)/pytest -m slow tests/deploy
+	echo "$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)" >"$$(echo .fleet/lib/python3*/site-packages)/redraft.pth"
+	.fleet/bin/python -m pip install --disable-pip-version-check -c constraints.txt smg==1.13.0 'ray[serve]==2.60.0'
+	SMG=$(CURDIR)/.fleet/bin/smg RAY_SERVE=$(CURDIR)/.fleet/bin/serve $(BIN)/pytest -s -m slow tests/deploy/fleet
 
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow
