@@ -6,6 +6,11 @@ PORT ?= 8000
 SECONDS ?= 600
 # another package index for torch alone, such as the one of its CPU builds
 TORCH_INDEX ?=
+# the image: for cpu or cuda, a folder with wheels that go before the index's, smollm2-135m to have it inside
+DEVICE ?= cpu
+WHEELS ?= $(wildcard $(PIP_FIND_LINKS))
+EMBEDDED_TARGET ?=
+STORE ?= /var/lib/redraft-image
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +21,7 @@ TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" |
 SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -name results -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow soak lint format clean
+.PHONY: help install serve test test-slow soak image fleet lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,6 +38,20 @@ test: lint ## lint, check types and layers, run the tests
 soak: install ## serve under random load and check that nothing breaks, differs, grows or stays; SECONDS=600
 	$(BIN)/redraft bench soak --seconds $(SECONDS)
 
+# the check runs on a CPU; of the CUDA image the building alone
+image: export STORE := $(STORE)
+image: ## build the image without a Docker engine, start it as a random user, complete a request (root; takes minutes)
+	DEVICE="$(DEVICE)" WHEELS="$(WHEELS)" TORCH_INDEX="$(TORCH_INDEX)" EMBEDDED_TARGET="$(EMBEDDED_TARGET)" \
+	  deploy/image/build.sh
+	$(if $(filter cpu,$(DEVICE)),$(PYTHON) deploy/image/check.py $(if $(EMBEDDED_TARGET),,--most 1.5) "$(STORE)" redraft:cpu)
+
+# in an environment of their own, which finds what ours has
+fleet: install ## replicas behind a gateway and under Ray Serve, with load: killed, drained, scaled (slow)
+	$(PYTHON) -m venv --clear .fleet
+	echo "$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)" >"$$(echo .fleet/lib/python3*/site-packages)/redraft.pth"
+	.fleet/bin/python -m pip install --disable-pip-version-check -c constraints.txt smg==1.13.0 'ray[serve]==2.60.0'
+	SMG=$(CURDIR)/.fleet/bin/smg RAY_SERVE=$(CURDIR)/.fleet/bin/serve $(BIN)/pytest -s -m slow tests/deploy/fleet
+
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
@@ -47,7 +66,7 @@ format: install ## mend style and formatting
 	$(BIN)/ruff format .
 
 clean: ## remove everything that was built or installed here
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .fleet build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
