@@ -49,7 +49,9 @@ class RemoteEngine:
 
     @property
     def alive(self) -> bool:
-        return self._failure is None and self._process.poll() is None
+        # asked first, so that a process that ended leaves no zombie
+        running = self._process.poll() is None
+        return running and self._failure is None
 
     async def wait_ready(self) -> EngineInfo:
         """Return once the engine takes requests; ``RedraftError`` says why it does not."""
