@@ -57,6 +57,7 @@ class Linear:
                 return ops._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
             return ops._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")  # type: ignore[no-any-return]
         if use_triton(x, self.weight):
+            residual = None if residual is None else residual.contiguous()
             return matmul_kernel(x.contiguous(), self.weight, self.bias, residual)
         out = torch.nn.functional.linear(x, self.weight, self.bias)
         return out if residual is None else out + residual
