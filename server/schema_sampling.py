@@ -93,6 +93,7 @@ class SamplingFields(BaseModel):
         default=(),
         description=f"Up to {MAX_LOGIT_BIAS} token ids, each with a number from -100 to 100 to add to its logit.",
         examples=[{"50": -100}],
+        json_schema_extra={"default": {}},
     )
     stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str])] = Field(
         default=(),
