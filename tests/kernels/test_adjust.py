@@ -131,17 +131,9 @@ def cases(draw: st.DrawFn) -> Case:
     until = [draw(st.sampled_from([0, 4, 6, 9])) for _ in range(S)]
     ends = [draw(st.lists(ids, max_size=2, unique=True)) for _ in range(S)]
     allowed = [draw(st.sampled_from([set(range(V)), {0, V - 1}, set(range(0, V, 3))])) for _ in rows.token]
-    return Case(
-        logits,
-        rows,
-        [*prompt, []],
-        [*produced, []],
-        [*penalties, (0.0, 0.0, 1.0)],
-        [*bias, {}],
-        [*until, 0],
-        [*ends, []],
-        allowed,
-    )
+    # the last slot is the trash slot's
+    text = ([*prompt, []], [*produced, []])
+    return Case(logits, rows, *text, [*penalties, (0.0, 0.0, 1.0)], [*bias, {}], [*until, 0], [*ends, []], allowed)
 
 
 STAGES = ("penalties", "bias", "minimum", "allowed")
@@ -236,27 +228,15 @@ def test_a_path_counts_as_if_it_were_committed(case: Case) -> None:
         count = tables["penalties"].count.clone()
         for token in path:
             count[slot, token] += PRODUCED
-        p = tables["penalties"]
-        alone = Rows(
-            token=case.rows.token[row : row + 1],
-            slot=torch.tensor([slot]),
-            position=case.rows.position[row : row + 1],
-            depth=torch.zeros(1, dtype=torch.int64),
-            parent=torch.zeros(1, dtype=torch.int64),
-            index=torch.zeros(1, dtype=torch.int64),
-            path=torch.zeros(1, 1, dtype=torch.int64),
-            first_row=torch.zeros(len(case.prompt), dtype=torch.int64),
-            row_count=torch.ones(len(case.prompt), dtype=torch.int64),
-        )
-        one = slice(row, row + 1)
-        plain = adjust(
-            case.logits[one],
-            alone,
-            penalties=Penalties(p.presence, p.frequency, p.repetition, count),
-            bias=tables["bias"],
-            minimum=tables["minimum"],
-            allowed=tables["allowed"][one],
-        )
+        p, one, zero = tables["penalties"], slice(row, row + 1), torch.zeros(1, dtype=torch.int64)
+        slots = torch.zeros(len(case.prompt), dtype=torch.int64)
+        root = (case.rows.token[one], torch.tensor([slot]), case.rows.position[one], zero, zero, zero, zero[:, None])
+        asked = {
+            **tables,
+            "penalties": Penalties(p.presence, p.frequency, p.repetition, count),
+            "allowed": tables["allowed"][one],
+        }
+        plain = adjust(case.logits[one], Rows(*root, slots, slots + 1), **asked)
         assert torch.equal(plain[0], together[row])
 
 
@@ -269,8 +249,7 @@ def test_commits_are_counted(case: Case, seed: int) -> None:
     choice = torch.randint(0, 4, rows.token.shape, generator=g)
     length = torch.tensor([len(p) + len(q) for p, q in zip(case.prompt, case.produced, strict=True)])
     active = torch.arange(slots) < slots - 1
-    tokens = torch.zeros(slots, 40, dtype=torch.int64)
-    ends = torch.full((slots, 1), 3)
+    tokens, ends = torch.zeros(slots, 40, dtype=torch.int64), torch.full((slots, 1), 3)
     committed: Committed = accept_twin(rows, choice, tokens, length, length + 3, active, ends)
     table = case.tables()["penalties"]
     count_committed(table, committed)
@@ -307,8 +286,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 def test_shapes_are_fixed() -> None:
     """Under FakeTensorMode a data-dependent op would raise."""
     with FakeTensorMode():
-        length = torch.ones(4, dtype=torch.int64)
-        ids = torch.zeros(4, 8, dtype=torch.int64)
+        length, ids = torch.ones(4, dtype=torch.int64), torch.zeros(4, 8, dtype=torch.int64)
         rows = pack_tree_twin(ids, ids.clone(), torch.zeros(4, 8), torch.zeros(4, dtype=torch.bool), length, 12)
         penalties = Penalties(*(torch.ones(4) for _ in range(3)), torch.ones(4, 100, dtype=torch.int32))
         z = adjust(
