@@ -12,6 +12,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from redraft.server.errors import invalid
+from redraft.server.limits import MAX_GRAMMAR_CHARS
 from redraft.server.output.calls import CallParser
 from redraft.server.output.reasoning import Tags
 from redraft.server.schema_chat import ChatRequest
@@ -48,9 +49,13 @@ async def chat_grammar(service: Service, body: ChatRequest, tools: list[Tool], o
         parts.append({"name": "call", "json_schema": _calls_schema(calls, _callable(body, tools))})
     outer = _outer(service.tokenizer, body, tags, opened, calls if tools else None, answer is not None)
     made = json.dumps({"grammars": [{"name": "reply", "lark_grammar": outer}, *parts]})
+    # the form itself was checked before it became a part
+    param = "tools" if tools or body.form is None else body.form.param
+    if len(made) > MAX_GRAMMAR_CHARS:
+        raise refused(param, f"all of it together is longer than {MAX_GRAMMAR_CHARS} characters")
     failed, found = await asyncio.to_thread(LLMatcher.validate_grammar_with_warnings, made)
     if failed:
-        raise refused("tools", found[0])
+        raise refused(param, found[0])
     return made
 
 

@@ -73,7 +73,7 @@ class Matcher:
         """Take in ``tokens``, which masks allowed; ``RedraftError`` when the grammar has become too complex."""
         for token in tokens:
             # a grammar that is at its end for good takes nothing in, not even the end token that it allows
-            if not (self._matcher.is_stopped() or self._matcher.consume_token(token)):
+            if self._matcher.is_error() or not (self._matcher.is_stopped() or self._matcher.consume_token(token)):
                 raise RedraftError(_broken(self._matcher))
 
     def forced(self, most: int) -> list[int]:

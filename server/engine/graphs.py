@@ -3,7 +3,8 @@
 A round reads and writes tensors that exist from the start and asks the device nothing, so what the host decides of it
 (its ``Plan``) names the graph.  Plans are rounded up to few kinds; that changes no bit of the output, only how many
 rows pad a pass and how far the context could reach.  A kind is run as it is the first time, which compiles what it
-needs, and recorded the second time.  Rounds with prefill or a grammar have work for the host and are never recorded.
+needs, and recorded the second time.  Never recorded: rounds with prefill or a grammar, which have work for the host, and
+those that tell log-probabilities, of which there are as many kinds as sets of slots.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Graphs(Generic[T]):
 
     def __call__(self, plan: Plan) -> T:
         """Run ``plan``'s round."""
-        if self.failure is not None or plan.chunks:
+        if self.failure is not None or plan.chunks or plan.asked.slots:
             return self.run(plan)
         plan = rounded(plan, self.slots, self.positions)
         if plan not in self.recorded:

@@ -9,6 +9,7 @@ around calls belong to no text.
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 """The tools that may be called, by name: the JSON schema of their arguments."""
 
 
-class CallParser:
+class CallParser(ABC):
     """Reads the calls of one reply."""
 
     marker = ""
@@ -86,9 +87,9 @@ class CallParser:
         self._state = self._opening
         return True
 
+    @abstractmethod
     def _opening(self) -> bool:
         """Behind a marker: settle whether this is a call."""
-        raise NotImplementedError
 
     def _after(self) -> bool:
         """Behind a call."""

@@ -296,7 +296,7 @@ def test_limits_and_ends_inside_an_accepted_run(setting: Setting) -> None:
     eos = engine.state.eos
     try:
         for token in dict.fromkeys(expected):
-            engine.state.eos = torch.tensor([token])
+            engine.state.eos = (token,)
             assert setting.decode(drafter, [prompt], params)[0] == [expected[: expected.index(token) + 1]]
     finally:
         engine.state.eos = eos

@@ -132,6 +132,8 @@ def test_a_refused_token_is_an_error_without_the_library_s_state(grammars: Gramm
     assert "\n" not in str(caught.value)
     with pytest.raises(RedraftError, match="the grammar cannot go on"):
         matcher.masks([0], [0])
+    with pytest.raises(RedraftError, match="the grammar cannot go on"):
+        matcher.commit([END])
 
 
 def test_a_broken_grammar_is_refused(grammars: Grammars) -> None:

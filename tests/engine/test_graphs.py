@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs, rounded
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.round import Plan
+from redraft.server.engine.scores import Asked
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=False, filtered=False)
 
@@ -65,10 +67,11 @@ def test_a_kind_is_run_then_recorded_then_replayed() -> None:
     assert recorder.made == 1
 
 
-def test_prefill_is_never_recorded_nor_rounded() -> None:
+@pytest.mark.parametrize("special", [{"chunks": (Chunk(0, 0, 4),), "prefill": 8}, {"asked": Asked((1,), (2,))}])
+def test_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
     recorder = Recorder()
     run = make(recorder)
-    plan = replace(PLAN, chunks=(Chunk(0, 0, 4),), prefill=8)
+    plan = replace(PLAN, **special)
     assert [run(plan) for _ in range(3)] == [plan] * 3
     assert not run.recorded
 

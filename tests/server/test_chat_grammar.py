@@ -69,6 +69,8 @@ def enforced(serve, canned, tokenizer):
 
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 NAMED = {"type": "function", "function": {"name": "now"}}
+LARGE = [tool(f"f{n}", {"type": "object", "properties": {"a" * 1500: {"type": "string"}}}) for n in range(100)]
+"""More than a schema may have, all together."""
 BROKEN = tool("f", {"type": "object", "properties": {"a": {"type": "nothing"}}})
 MUST = {"tools": TOOLS, "tool_choice": "required"}
 CASES = [
@@ -118,6 +120,16 @@ def test_what_cannot_be_enforced_is_refused(serve, canned, tokenizer, check, tem
     server = serve(canned.engine("fine"), TextTokenizer(tokenizer._tokenizer, ChatTemplate(TALK + template, {})))
     check(server.http.post("/v1/chat/completions", json={**CHAT, **body}), 400, param)
     assert not server.service.engine.requests
+
+
+def test_all_tools_together_are_bounded(serve, canned, tokenizer, check):
+    """Each of them may be large, but compiling holds up the engine."""
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}{% if tools %}!{% endif %}" + HERMES
+    server = serve(canned.engine("fine"), TextTokenizer(tokenizer._tokenizer, ChatTemplate(template, {})))
+    body = {**CHAT, "tools": LARGE, "tool_choice": "required"}
+    error = check(server.http.post("/v1/chat/completions", json=body), 400, "tools")
+    assert "longer than" in error["message"]
+    assert server.http.post("/v1/chat/completions", json={**body, "tool_choice": "auto"}).status_code == 200
 
 
 def test_a_demanded_call_is_told_as_one(serve, canned, tokenizer):
