@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redraft.benchmarks.attention_checks import Shape
+from redraft.benchmarks.device_seconds import device_seconds
 from redraft.kernels.attention_items import lanes_of
 from redraft.kernels.paged_attention import PagedAttention
 from redraft.kernels.rows import Rows
@@ -75,7 +73,7 @@ def measure(
         for key, value in kv:
             attend(q, key, value, dtype)
 
-    seconds = _seconds(run, device) / layers
+    seconds = device_seconds(run, device, PASSES if device.type == "cuda" else 1) / layers
     floor = size / copy_bytes_per_second
     chunks = -(-load.context // lanes_of(dtype, shape.dim))
     partial = 2 * rows.slot.shape[0] * shape.heads * chunks * (shape.dim + 2) * 4
@@ -104,25 +102,3 @@ def speed_rows(load: Load, device: torch.device) -> tuple[Rows, Tensor]:
     nothing = torch.zeros_like(slot)
     tables = (nothing, slot, load.context - load.rows + depth, depth, nothing, depth, path, nothing[:0], nothing[:0])
     return Rows(*(table.to(device) for table in tables)), pages.to(device)
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Median time of ``run``."""
-    run()
-    if device.type != "cuda":
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    times = []
-    for _ in range(PASSES):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        times.append(float(before.elapsed_time(after)) / 1e3)
-    return median(times)

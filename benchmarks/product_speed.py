@@ -6,14 +6,12 @@ captured in a graph, as the engine's will be.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redraft.benchmarks.device_seconds import device_seconds
 from redraft.benchmarks.shapes import products
 from redraft.kernels.layer_ops import LayerOps, layer_ops
 from redraft.kernels.linear import Linear
@@ -86,35 +84,6 @@ def _measure(
         for linear in linears:
             run(linear)
 
-    seconds = (_graph_seconds if device.type == "cuda" else _seconds)(turn) / copies
+    seconds = device_seconds(turn, device, PASSES) / copies
     numbers = x.numel() + rows * written * (1 if residual is None else 2)
     return seconds, weight_bytes + numbers * dtype.itemsize
-
-
-def _seconds(turn: Callable[[], None]) -> float:
-    turn()
-    taken = []
-    for _ in range(PASSES):
-        started = time.perf_counter()
-        turn()
-        taken.append(time.perf_counter() - started)
-    return median(taken)
-
-
-def _graph_seconds(turn: Callable[[], None]) -> float:
-    # compiled and loaded before anything is captured
-    turn()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        turn()
-    graph.replay()
-    taken = []
-    for _ in range(PASSES):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        taken.append(float(before.elapsed_time(after)) / 1e3)
-    return median(taken)

@@ -3,8 +3,8 @@
 A round reads and writes tensors that exist from the start and asks the device nothing, so what the host decides of it
 (its ``Plan``) names the graph.  Plans are rounded up to few kinds; that changes no bit of the output, only how many
 rows pad a pass and how far the context could reach.  A kind is run as it is the first time, which compiles what it
-needs, and recorded the second time.  Never recorded: rounds with prefill or a grammar, which have work for the host, and
-those that tell log-probabilities, of which there are as many kinds as sets of slots.
+needs, and recorded the second time.  Never recorded: rounds with prefill or a grammar, which have work for the host,
+and those that tell log-probabilities, of which there are as many kinds as sets of slots.
 """
 
 from __future__ import annotations

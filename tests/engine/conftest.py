@@ -21,6 +21,7 @@ from redraft.kernels.layer_ops import TorchOps
 from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK, Attention, CpuAttention, TwinAttention
+from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import inverse_frequencies, read_spec
@@ -75,6 +76,17 @@ def random_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
             made[family] = tmp_path_factory.mktemp(family)
             model.save_pretrained(made[family])
         return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quick_config(random_target: Callable[[str], Path]) -> Callable[..., EngineConfig]:
+    """A config of the random Llama in fp32 on a CPU, which measures nothing when it starts."""
+
+    def make(**changes: Any) -> EngineConfig:
+        quick = {"dtype": "fp32", "device": "cpu", "self_check": False, "measure_costs": False}
+        return EngineConfig(str(random_target("llama")), "tiny", "0", **{**quick, **changes})
 
     return make
 

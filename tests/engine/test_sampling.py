@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -47,19 +46,8 @@ ALONE = {
 
 
 @pytest.fixture(scope="module")
-def config(random_target: Callable[[str], Path]) -> EngineConfig:
-    return EngineConfig(
-        target=str(random_target("llama")),
-        target_name="tiny",
-        target_sha="0",
-        dtype="fp32",
-        device="cpu",
-        max_num_seqs=SLOTS,
-        max_nodes=NODES,
-        max_num_batched_tokens=64,
-        self_check=False,
-        measure_costs=False,
-    )
+def config(quick_config: Callable[..., EngineConfig]) -> EngineConfig:
+    return quick_config(max_num_seqs=SLOTS, max_nodes=NODES, max_num_batched_tokens=64)
 
 
 @pytest.fixture(scope="module")

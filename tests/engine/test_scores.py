@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,19 +38,8 @@ Told = tuple[list[int], list[TokenLogprobs], tuple[TokenLogprobs, ...]]
 
 
 @pytest.fixture(scope="module")
-def config(random_target: Callable[[str], Path]) -> EngineConfig:
-    return EngineConfig(
-        target=str(random_target("llama")),
-        target_name="tiny",
-        target_sha="0",
-        dtype="fp32",
-        device="cpu",
-        max_num_seqs=SLOTS,
-        max_nodes=NODES,
-        max_num_batched_tokens=64,
-        self_check=False,
-        measure_costs=False,
-    )
+def config(quick_config: Callable[..., EngineConfig]) -> EngineConfig:
+    return quick_config(max_num_seqs=SLOTS, max_nodes=NODES, max_num_batched_tokens=64)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
