@@ -48,9 +48,7 @@ class Setting:
     def __init__(self, target: Path, draft: Path, dtype: str) -> None:
         self.folder = target
         self.config = EngineConfig(
-            target=str(target),
-            target_name="tiny",
-            target_sha="0",
+            *(str(target), "tiny", "0"),
             draft=str(draft),
             dtype=dtype,
             device="cpu",
