@@ -6,6 +6,8 @@ Everything here runs on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Protocol
 
@@ -55,13 +57,34 @@ class Admission:
             self.count(Limit.MAX_QUEUE)
             raise unavailable("Too many requests are waiting; try again later.", "queue_full")
 
-    def enter(self, guest: Guest, choices: int, slots: int) -> None:
-        """Let ``guest`` in with ``choices``, each of which ends with ``choice_ended``; raises as ``check`` does."""
+    @asynccontextmanager
+    async def preparing(self, slots: int) -> AsyncIterator[float]:
+        """Count a request as one choice while its prompts are made, and let its time run; gives the time it came.
+
+        Raises as ``check`` does, and 504 when that alone takes longer than a request may.
+        """
+        self.check(1, slots)
+        self._choices += 1
+        try:
+            async with asyncio.timeout(self._timeout) as limit:
+                yield asyncio.get_running_loop().time()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._expired() from None
+        finally:
+            self._choices -= 1
+
+    def enter(self, guest: Guest, choices: int, slots: int, since: float) -> None:
+        """Let ``guest``, who came at ``since``, in with ``choices``, each of which ends with ``choice_ended``.
+
+        Raises as ``check`` does.
+        """
         self.check(choices, slots)
         self._choices += choices
         timer = None
         if self._timeout is not None:
-            timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, guest)
+            timer = asyncio.get_running_loop().call_at(since + self._timeout, self._expire, guest)
         self._guests[guest] = timer
 
     def choice_ended(self) -> None:
@@ -86,6 +109,9 @@ class Admission:
         self._metrics.limit_hit(limit.value)
 
     def _expire(self, guest: Guest) -> None:
+        guest.fail(self._expired())
+
+    def _expired(self) -> ApiError:
         self.count(Limit.REQUEST_TIMEOUT)
         message = f"The request took longer than the {self._timeout:g} s that this server allows."
-        guest.fail(ApiError(504, message, code="request_timeout"))
+        return ApiError(504, message, code="request_timeout")

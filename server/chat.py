@@ -47,16 +47,18 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     """Answer a conversation.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
-    service.check_room(info)
-    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
-    tools = callable_tools(service, body)
-    text = await render(service, body, tools, body.chat_template_kwargs | effort)
-    prompt = await encode(service, info, body, text)
-    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    sized = [(prompt, room(prompt, asked, None, info, "messages"))]
-    grammar = await chat_grammar(service, body, tools, thinks_already(service, body, text))
+    async with service.admission.preparing(info.max_num_seqs) as since:
+        effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+        tools = callable_tools(service, body)
+        text = await render(service, body, tools, body.chat_template_kwargs | effort)
+        prompt = await encode(service, info, body, text)
+        asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        sized = [(prompt, room(prompt, asked, None, info, "messages"))]
+        opened = thinks_already(service, body, text)
+        grammar = await chat_grammar(service, body, tools, opened)
     form = ChatForm(info, body, prompt, service.tokenizer.token_bytes)
-    generation = plan(service, info, body, form.id, sized, grammar, reader_of(service, body, tools, text))
+    reader = reader_of(service, body, tools, opened=opened)
+    generation = plan(service, info, body, form.id, sized, since, grammar, reader)
     return await respond(request, body, generation, form, info.max_nodes)
 
 

@@ -109,12 +109,13 @@ def _calls_schema(calls: type[CallParser], tools: list[Tool]) -> dict[str, Any]:
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                calls.arguments_key: {"type": "object", **(tool.function.parameters or {})},
+                # a resource of its own: what it refers to stands in itself
+                calls.arguments_key: {"type": "object", **(tool.function.parameters or {}), "$id": f"tool:{number}"},
             },
             "required": ["name", calls.arguments_key],
             "additionalProperties": False,
         }
-        for tool in tools
+        for number, tool in enumerate(tools)
     ]
     return {"anyOf": kinds, "x-guidance": PLAIN_JSON}
 

@@ -38,20 +38,31 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     """Continue texts.  With `stream`, server-sent events that each hold a chunk, then `[DONE]`."""
     info = service.ready()
     service.check_model(body.model)
-    service.check_room(info)
-    prompts = [await _prompt(service, info, prompt, body) for prompt in body.prompt]
-    sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
-    grammar = await enforced(body)
-    if body.echo:
-        echoes = await asyncio.to_thread(_echoes, body.prompt, prompts, service.tokenizer)
-    else:
-        echoes = [Echo(prompt) for prompt in prompts]
+    async with service.admission.preparing(info.max_num_seqs) as since:
+        suffix = await _suffix(service, info, body)
+        prompts = [await _prompt(service, info, prompt, body, suffix) for prompt in body.prompt]
+        sized = [(prompt, room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS, info, "prompt")) for prompt in prompts]
+        grammar = await enforced(body)
+        if body.echo:
+            echoes = await asyncio.to_thread(_echoes, body, prompts, service.tokenizer)
+        else:
+            echoes = [Echo(prompt) for prompt in prompts]
     form = CompletionForm(info, body, echoes, service.tokenizer.token_bytes)
-    return await respond(request, body, plan(service, info, body, form.id, sized, grammar), form, info.max_nodes)
+    generation = plan(service, info, body, form.id, sized, since, grammar)
+    return await respond(request, body, generation, form, info.max_nodes)
+
+
+async def _suffix(service: Service, info: EngineInfo, body: CompletionRequest) -> tuple[int, ...]:
+    """Token ids of the suffix, () without one; 400 when the model was not taught to write what comes before it."""
+    if not body.suffix:
+        return ()
+    if not service.tokenizer.infills:
+        raise invalid("suffix", "This model has no tokens for infilling; leave suffix out.", "unsupported_parameter")
+    return await tokenise(service.tokenizer, body.suffix, info, "suffix", special_tokens=False)
 
 
 async def _prompt(
-    service: Service, info: EngineInfo, prompt: str | list[int], body: CompletionRequest
+    service: Service, info: EngineInfo, prompt: str | list[int], body: CompletionRequest, suffix: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Token ids of ``prompt``, with a suffix as the model's infilling wants them."""
     special = body.add_special_tokens and not body.suffix
@@ -59,17 +70,18 @@ async def _prompt(
         ids = check_ids(prompt, info, "prompt")
     else:
         ids = await tokenise(service.tokenizer, prompt, info, "prompt", special_tokens=special) if prompt else ()
-    if not body.suffix:
-        return ids
-    suffix = await tokenise(service.tokenizer, body.suffix, info, "suffix", special_tokens=False)
-    between = service.tokenizer.infill(ids, suffix, special_tokens=body.add_special_tokens)
-    if between is None:
-        raise invalid("suffix", "This model has no tokens for infilling; leave suffix out.", "unsupported_parameter")
-    return between
+    return service.tokenizer.infill(ids, suffix, special_tokens=body.add_special_tokens) if body.suffix else ids
 
 
-def _echoes(sent: Sequence[str | list[int]], prompts: Sequence[tuple[int, ...]], text: TextTokenizer) -> list[Echo]:
-    return [Echo.of(prompt, ids, text) for prompt, ids in zip(sent, prompts, strict=True)]
+def _echoes(body: CompletionRequest, prompts: Sequence[tuple[int, ...]], tokenizer: TextTokenizer) -> list[Echo]:
+    sent: Sequence[str | list[int]] = body.prompt
+    whole = tokenizer.showing(None)
+    around = tokenizer.encode("", special_tokens=body.add_special_tokens)
+    shown = tokenizer if body.skip_special_tokens else whole
+    return [
+        Echo.of_text(text, ids, whole, around) if isinstance(text, str) else Echo.of_ids(ids, shown)
+        for text, ids in zip(sent, prompts, strict=True)
+    ]
 
 
 class CompletionForm:

@@ -14,6 +14,7 @@ from redraft.server.output.reasoning import ReasoningSplitter
 from redraft.server.schema_chat import ChatRequest, Conversation, Message
 from redraft.server.schema_tools import Tool
 from redraft.server.service import Service
+from redraft.server.structured import check_ends
 from redraft.server.template_process import TemplateProcess
 
 
@@ -58,6 +59,8 @@ def callable_tools(service: Service, body: ChatRequest) -> list[Tool]:
             'give tool_choice: "none".',
             "tools_not_supported",
         )
+    if not body.parallel_tool_calls:
+        check_ends(body, "parallel_tool_calls: false")
     return tools
 
 
@@ -69,12 +72,16 @@ def thinks_already(service: Service, body: ChatRequest, prompt: str) -> bool:
     return tags.left_open(body.messages[-1].content or "") if body.continue_final_message else tags.opened_by(prompt)
 
 
-def reader_of(service: Service, body: ChatRequest, tools: list[Tool], prompt: str) -> Callable[[], OutputReader] | None:
-    """Makes what reads a reply to ``prompt`` that may call ``tools``; None where a reply is nothing but text."""
+def reader_of(
+    service: Service, body: ChatRequest, tools: list[Tool], *, opened: bool
+) -> Callable[[], OutputReader] | None:
+    """Makes what reads a reply that may call ``tools``; None where a reply is nothing but text.
+
+    ``opened``: it begins inside the model's reasoning (``thinks_already``).
+    """
     tags, calls = service.formats.tags, service.formats.calls if tools else None
     if tags is None and calls is None:
         return None
-    opened = thinks_already(service, body, prompt)
     schemas = {tool.function.name: tool.function.parameters or {} for tool in tools}
     most = None if body.parallel_tool_calls else 1
     return lambda: OutputReader(

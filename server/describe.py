@@ -1,4 +1,4 @@
-"""What the OpenAPI schema says besides what FastAPI finds out by itself: streams, errors, nulls and keys."""
+"""What the OpenAPI schema says besides what FastAPI finds out by itself: errors, keys and the two forms of a reply."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 
-from redraft.server.detokenize import Detokenizer
+from redraft.server.detokenize import Decoder, Detokenizer
 from redraft.server.engine.types import TokenLogprobs
 from redraft.server.scored import ScoredToken
-from redraft.server.text import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,21 @@ class Echo:
     """Characters of the text before each token."""
 
     @classmethod
-    def of(cls, prompt: str | Sequence[int], ids: tuple[int, ...], tokenizer: TextTokenizer) -> Echo:
-        """``prompt`` as it was sent, ``ids`` as the engine has it."""
-        text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
-        detokenizer, starts, length = Detokenizer(tokenizer), list[int](), 0
-        for token in ids:
-            # a tokenizer that changes a text may decode to a longer one
-            starts.append(min(length, len(text)))
-            length += len(detokenizer.push(token))
-        return cls(ids, text, tuple(starts))
+    def of_ids(cls, ids: tuple[int, ...], shown: Decoder) -> Echo:
+        """A prompt that was sent as ids; ``shown`` says which special tokens are."""
+        return cls(ids, shown.decode(ids), _starts(ids, shown))
+
+    @classmethod
+    def of_text(cls, text: str, ids: tuple[int, ...], shown: Decoder, around: Sequence[int]) -> Echo:
+        """A prompt that was sent as ``text``, ``ids`` as the engine has it.
+
+        ``shown`` shows special tokens, since the text may name some; ``around``: those that the tokenizer puts around
+        every text, which are not in it.
+        """
+        own = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(around, ids, strict=False)))
+        # a tokenizer that changes a text may decode to a longer one
+        starts = [min(start, len(text)) for start in _starts(ids[own:], shown)]
+        return cls(ids, text, (*[0] * own, *starts))
 
     def scored(self, scores: Sequence[TokenLogprobs], top: int) -> list[ScoredToken]:
         """Its tokens with what the engine said of all but the first, ``top`` of the likeliest each."""
@@ -40,3 +46,9 @@ class Echo:
     def before(self, tokens: Sequence[ScoredToken]) -> list[ScoredToken]:
         """``tokens`` of what follows the prompt, where they stand behind it."""
         return [replace(token, start=token.start + len(self.text)) for token in tokens]
+
+
+def _starts(ids: Sequence[int], shown: Decoder) -> tuple[int, ...]:
+    """Characters of what ``ids`` show before each."""
+    detokenizer = Detokenizer(shown)
+    return tuple(accumulate((len(detokenizer.push(token)) for token in ids[:-1]), initial=0)) if ids else ()

@@ -21,8 +21,6 @@ from redraft.server.refuse import refusal
 
 REQUEST_ID = "x-request-id"
 """Header, and key of a request's scope, with the request's id (observe.py)."""
-TEXT, CONVERSATION = "(text)", "(conversation)"
-"""Kinds of one body; pydantic's paths name them, and clients know nothing of them."""
 
 
 class ErrorDetail(BaseModel):
@@ -73,6 +71,11 @@ class ApiError(HTTPException):
     def reply(self) -> ErrorReply:
         """The body to send."""
         return _reply(self.status_code, str(self.detail), self.param, self.code)
+
+
+def kind(name: str) -> str:
+    """A schema's tag for one of several kinds of a value: pydantic's paths have it, errors do not tell it."""
+    return f"({name})"
 
 
 def invalid(param: str | None, message: str, code: str | None = None) -> ApiError:
@@ -151,18 +154,25 @@ def _reply(status: int, message: str, param: str | None, code: str | None) -> Er
 
 def _from_pydantic(detail: dict[str, Any]) -> ApiError:
     """The first of pydantic's complaints as a 400."""
-    path: Sequence[str | int] = [part for part in detail["loc"][1:] if part not in (TEXT, CONVERSATION)]
+    is_extra, named = detail["type"] == "extra_forbidden", detail["loc"][1:]
+    # a name that the client made up comes last, and is told whatever it looks like
+    own: Sequence[str | int] = named[-1:] if is_extra else ()
+    path = [*(part for part in named[: len(named) - len(own)] if not _is_kind(part)), *own]
     # what two parameters disagree about has no place of its own in the body
     within = detail.get("ctx", {}).get("param")
     param = clip(_dotted([*path, within] if within else path)) or None
     if detail["type"] == "missing":
         where = f"'{param}'" if param else "A JSON body"
         return invalid(param, f"{where} is required.", "missing_required_parameter")
-    if detail["type"] == "extra_forbidden":
+    if is_extra:
         code = "unsupported_parameter" if len(path) == 1 else "unknown_parameter"
         return invalid(param, refusal(quote(_dotted(path)), str(path[-1])), code)
     message = str(detail["msg"]).removeprefix("Value error, ")
     return invalid(param, f"{f'{quote(param)}: ' if param else ''}{message}", "invalid_value")
+
+
+def _is_kind(part: str | int) -> bool:
+    return isinstance(part, str) and part == kind(part[1:-1])
 
 
 def _dotted(path: Sequence[str | int]) -> str:

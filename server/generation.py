@@ -28,16 +28,18 @@ class Generation:
         prompt_tokens: int,
         made: int,
         shown: int,
+        since: float,
     ) -> None:
         """``choices``: ``made`` of each prompt, prompt by prompt, the best ``shown`` of which are shown.
 
-        ``prompt_tokens``: of all prompts, each once.
+        ``prompt_tokens``: of all prompts, each once; ``since``: when the request came, by the loop's clock.
         """
         self._engine = engine
         self._admission = admission
         self.choices = choices
         self._prompt_tokens = prompt_tokens
         self._made, self._shown = made, shown
+        self._since = since
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._running = len(choices)
         self._tasks: list[asyncio.Task[None]] = []
@@ -49,7 +51,7 @@ class Generation:
         info = self._engine.info
         if info is None:
             raise unavailable("The model is still loading.", "loading")
-        self._admission.enter(self, len(self.choices), info.max_num_seqs)
+        self._admission.enter(self, len(self.choices), info.max_num_seqs, self._since)
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self.choices]
         for task in self._tasks:
             # not in the task: one that is cancelled before its first step runs no line of its own

@@ -17,7 +17,7 @@ from pathlib import Path
 SECONDS = 4.0
 """Less than the image's own limit, so that the reason is still told."""
 EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Where to find a server that listens everywhere."""
+"""Addresses to listen on that a client cannot connect to, and what it takes instead."""
 
 
 def complaint(environment: Mapping[str, str]) -> str | None:

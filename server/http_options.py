@@ -12,11 +12,6 @@ from redraft.server.options import finite
 from redraft.server.settings import Guard
 
 
-def seconds(value: float | None) -> float | None:
-    """``value``, which must be finite."""
-    return None if value is None else finite(value)
-
-
 def origins(values: list[str] | None) -> list[str] | None:
     """``values``, each ``*`` or what a browser sends as ``Origin``."""
     for value in values or ():
@@ -84,7 +79,7 @@ RequestTimeout = Annotated[
     typer.Option(
         envvar="REDRAFT_REQUEST_TIMEOUT",
         min=0.001,
-        callback=seconds,
+        callback=finite,
         help="Seconds that a request may take, waiting included; then it is cancelled and gets status 504. By default "
         "without end.",
     ),
@@ -94,7 +89,7 @@ DrainSeconds = Annotated[
     typer.Option(
         envvar="REDRAFT_DRAIN_SECONDS",
         min=0.0,
-        callback=seconds,
+        callback=finite,
         help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second signal stops at once.",
     ),
 ]

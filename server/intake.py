@@ -71,23 +71,26 @@ def plan(
     body: GenerationRequest,
     reply_id: str,
     prompts: Sequence[tuple[tuple[int, ...], int]],
+    since: float,
     grammar: str | None = None,
     reader: Callable[[], OutputReader] | None = None,
 ) -> Generation:
     """The choices that ``body`` asks for, ``made`` of each of ``prompts`` (token ids and how many may follow).
 
-    ``grammar``: what all of them follow (structured.py); ``reader`` makes what reads a choice's text, where that may be
-    more than text.
+    ``since``: when the request came; ``grammar``: what all of them follow (structured.py); ``reader`` makes what reads
+    a choice's text, where that may be more than text.
     """
     check_ids(body.stop_token_ids, info, "stop_token_ids")
     check_ids([token for token, _ in body.logit_bias], info, "logit_bias")
     _check_scores(body, sum(len(prompt) for prompt, _ in prompts))
     seed = secrets.randbits(64) if body.seed is None else body.seed
+    decoder = _decoder(service, body, reader)
     choices = [
         _choice(
             service,
             info,
             body,
+            decoder,
             _request(
                 body, f"{reply_id}-{number * body.made + i}", prompt, max_tokens, _seed(seed, i, body.made), grammar
             ),
@@ -99,13 +102,14 @@ def plan(
     ]
     note(Asked(reply_id, body, info.draft, len(prompts), [choice.record for choice in choices]))
     prompt_tokens = sum(len(prompt) for prompt, _ in prompts)
-    return Generation(service.engine, service.admission, choices, prompt_tokens, body.made, body.n)
+    return Generation(service.engine, service.admission, choices, prompt_tokens, body.made, body.n, since)
 
 
 def _choice(
     service: Service,
     info: EngineInfo,
     body: GenerationRequest,
+    decoder: Decoder,
     request: Request,
     index: int,
     reader: OutputReader | None,
@@ -114,12 +118,12 @@ def _choice(
     return Choice(
         index,
         request,
-        Detokenizer(_decoder(service, body, reader)),
+        Detokenizer(decoder),
         StopStrings(body.stop, shown=body.include_stop_str_in_output),
         _hidden(request.params, info, body),
         lambda: ChoiceRecord(recorder, len(request.prompt), max_tokens=request.params.max_tokens),
         reader,
-        RoundWriter(service.tokenizer, request.prompt[-1]) if body.include_rounds else None,
+        RoundWriter(decoder, request.prompt[-1]) if body.include_rounds else None,
     )
 
 
@@ -196,11 +200,11 @@ def _hidden(params: SamplingParams, info: EngineInfo, body: GenerationRequest) -
     return ends - frozenset(body.stop_token_ids) if body.skip_special_tokens else frozenset()
 
 
-def _decoder(service: Service, body: GenerationRequest, reader: OutputReader | None) -> Decoder:
-    """Shows the special tokens that the client wants to see, or that ``reader`` must."""
+def _decoder(service: Service, body: GenerationRequest, reader: Callable[[], OutputReader] | None) -> Decoder:
+    """Shows the special tokens that the client wants to see, or that what reads the text must."""
     if not body.skip_special_tokens:
         return service.tokenizer.showing(None)
-    return service.tokenizer if reader is None else service.tokenizer.showing(reader.marks)
+    return service.tokenizer if reader is None else service.tokenizer.showing(reader().marks)
 
 
 def _seed(seed: int, index: int, n: int) -> int:

@@ -16,6 +16,7 @@ from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.progress import say
 from redraft.server.engine.remote import RemoteEngine
 from redraft.server.engine.types import EngineInfo, RedraftError
+from redraft.server.healthcheck import EVERY_ADDRESS
 from redraft.server.log_setup import log_to_stderr
 from redraft.server.serve import run
 from redraft.server.settings import ServerSettings
@@ -23,9 +24,6 @@ from redraft.server.text import TextTokenizer
 
 if TYPE_CHECKING:
     from redraft.server.tracing import Tracing
-
-EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-"""Addresses to listen on that a client cannot connect to, and what it takes instead."""
 
 
 def check_address(host: str, port: int) -> None:

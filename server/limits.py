@@ -95,7 +95,7 @@ RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when the server cannot take requests yet."""
 
 MAX_GRAMMAR_CHARS: Final = 128 * 1024
-"""Of a schema, regular expression or grammar: what compiles in well under a tenth of a second."""
+"""Of a schema, regular expression or grammar; 100,000 characters of schema took 0.4 s to compile."""
 MAX_ALTERNATIVES: Final = 1024
 """Texts of a `choice`."""
 MAX_FORMAT_NAME_CHARS: Final = 64

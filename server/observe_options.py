@@ -9,11 +9,6 @@ import typer
 from redraft.server.options import finite
 from redraft.server.settings import LogFormat, Names
 
-
-def _price(value: float | None) -> float | None:
-    return None if value is None else finite(value)
-
-
 MetricsNames = Annotated[
     Names,
     typer.Option(
@@ -26,7 +21,7 @@ PricePerHour = Annotated[
     typer.Option(
         envvar="REDRAFT_PRICE_PER_HOUR",
         min=0.0,
-        callback=_price,
+        callback=finite,
         help="What this server costs in an hour, in any currency; metrics then show the cost of a million tokens.",
     ),
 ]

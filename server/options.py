@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,12 +19,13 @@ from redraft.server.limits import MAX_DRAFTED
 if TYPE_CHECKING:
     from redraft.server.engine.config import EngineConfig
 
+Number = TypeVar("Number", float, float | None)
 DEFAULT_TARGET = "smollm2-135m"
 
 
-def finite(value: float) -> float:
+def finite(value: Number) -> Number:
     """``value``, refused where it is inf, which an open range takes, or nan, which some versions of Typer take."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
 

@@ -52,7 +52,6 @@ class ChoiceRecord:
         self.prompt_tokens = prompt_tokens
         self._max_tokens = max_tokens
         self.submitted = self._first = self._last = clock()
-        self._prefill_seconds = 0.0
         self._queue_seconds = 0.0
         self._first_tokens = 0
         self.tokens = 0
@@ -72,8 +71,6 @@ class ChoiceRecord:
 
     def arrived(self, output: RoundOutput) -> None:
         """A round's output reached the server."""
-        if output.prompt_seconds is not None:
-            self._prefill_seconds = output.prompt_seconds
         if not output.tokens:
             return
         now = self._clock()
@@ -145,16 +142,15 @@ class ChoiceRecord:
 
     def metrics(self, max_nodes: int) -> ReplyMetrics:
         """The reply's ``metrics``; the histogram goes up to ``max_nodes`` in any case."""
-        first = self._first - self.submitted
-        generation = self._last - self._first
-        later = self.tokens - self._first_tokens
-        total = first + generation
+        times = self.times or Times(0.0, 0.0, 0.0)
+        first, later = times.queue + times.prefill, self.tokens - self._first_tokens
+        total = first + times.decode
         return ReplyMetrics(
             speculative_decoding=self._speculation(max_nodes),
             time_to_first_token_ms=first * 1e3,
-            generation_time_ms=generation * 1e3,
-            queue_time_ms=max(0.0, first - self._prefill_seconds) * 1e3,
-            mean_itl_ms=generation / later * 1e3 if later > 0 else 0.0,
+            generation_time_ms=times.decode * 1e3,
+            queue_time_ms=times.queue * 1e3,
+            mean_itl_ms=times.decode / later * 1e3 if later > 0 else 0.0,
             tokens_per_second=self.tokens / total if total > 0 else 0.0,
         )
 

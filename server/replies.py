@@ -68,7 +68,7 @@ class ReplyMetrics(BaseModel):
     speculative_decoding: SpeculationMetrics = Field(description="Rounds and drafted tokens.")
     time_to_first_token_ms: float = Field(description="From submission to the first token.")
     generation_time_ms: float = Field(description="From the first token to the last.")
-    queue_time_ms: float = Field(description="From submission to the first token, prefill not counted.")
+    queue_time_ms: float = Field(description="From submission until the engine began with it.")
     mean_itl_ms: float = Field(description="Generation time by tokens after the first event.")
     tokens_per_second: float = Field(description="Tokens by the time from submission to the last token.")
 

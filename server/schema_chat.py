@@ -189,6 +189,14 @@ class ChatRequest(Conversation, ChatSampling, GenerationRequest):
         return self
 
     @model_validator(mode="after")
+    def _one_effort(self) -> Self:
+        name = "reasoning_effort"
+        effort = self.reasoning_effort
+        if effort is not None and self.chat_template_kwargs.get(name, effort) != effort:
+            raise conflict(name, f"differs from chat_template_kwargs.{name}; give one of them")
+        return self
+
+    @model_validator(mode="after")
     def _chosen(self) -> Self:
         names = {tool.function.name for tool in self.tools}
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:

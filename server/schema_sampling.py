@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeGuard
 
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, Field, PlainValidator, Strict, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,7 +19,7 @@ def conflict(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{message}", {"message": message, "param": param})
 
 
-def is_ids(value: object) -> bool:
+def is_ids(value: object) -> TypeGuard[list[int]]:
     """Whether ``value`` is a list of integers."""
     # type() and not isinstance: true and false are no token ids
     return isinstance(value, list) and all(type(item) is int for item in value)

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Strict, Tag, model_validator
 
+from redraft.server.errors import kind
 from redraft.server.limits import MAX_ALTERNATIVES, MAX_FORMAT_NAME_CHARS, MAX_GRAMMAR_CHARS
 from redraft.server.schema_body import Body
 from redraft.server.schema_sampling import conflict
 
-JsonSchema = dict[str, Any] | Annotated[bool, Strict()]
-"""A JSON schema is an object or a truth value."""
 GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
+def _schema(value: Any) -> Any:
+    if not isinstance(value, dict | bool):
+        raise ValueError("must be a JSON schema: an object, true or false")
+    return value
+
+
+def _schema_or_text(value: Any) -> Any:
+    if isinstance(value, str) and 0 < len(value) <= MAX_GRAMMAR_CHARS:
+        return value
+    if not isinstance(value, dict | bool):
+        raise ValueError(
+            "must be a JSON schema: an object, true or false, or the text of one, "
+            f"of 1 to {MAX_GRAMMAR_CHARS} characters"
+        )
+    return value
+
+
+JsonSchema = Annotated[dict[str, Any] | bool, PlainValidator(_schema, json_schema_input_type=dict[str, Any] | bool)]
+SchemaOrText = Annotated[
+    dict[str, Any] | bool | str,
+    PlainValidator(_schema_or_text, json_schema_input_type=dict[str, Any] | bool | GrammarText),
+]
 
 
 class _Form(Body):
@@ -51,13 +75,30 @@ class JsonSchemaFormat(_Form):
     json_schema: NamedSchema = Field(description="The schema and its name.")
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+FORMATS = ("text", "json_object", "json_schema")
+
+
+def _format(value: Any) -> str | None:
+    name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind(name) if name in FORMATS else None
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag(kind("text"))]
+    | Annotated[JsonObjectFormat, Tag(kind("json_object"))]
+    | Annotated[JsonSchemaFormat, Tag(kind("json_schema"))],
+    Discriminator(
+        _format,
+        custom_error_type="format_type",
+        custom_error_message=f"must be an object whose type is one of {', '.join(FORMATS)}",
+    ),
+]
 
 
 class StructuredOutputs(_Form):
     """A reply's form; exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`."""
 
-    json_: JsonSchema | GrammarText | None = Field(
+    json_: SchemaOrText | None = Field(
         default=None, alias="json", description="A JSON schema, as an object or as text, that the reply follows."
     )
     json_object: Annotated[bool, Strict()] | None = Field(default=None, description="true: any JSON object.")
@@ -89,10 +130,13 @@ class StructuredOutputs(_Form):
         return value is not None and not (name == "json_object" and value is False)
 
 
+Form = JsonObjectFormat | JsonSchemaFormat | StructuredOutputs
+
+
 class Asked(NamedTuple):
     """A form, and the parameter that asked for it."""
 
-    form: TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuredOutputs
+    form: Form
     param: str
 
 
@@ -105,9 +149,7 @@ class StructuredFields(BaseModel):
     structured_outputs: StructuredOutputs | None = Field(
         default=None, description="vLLM's way: a JSON schema, a regular expression, a choice of texts or a grammar."
     )
-    guided_json: JsonSchema | GrammarText | None = Field(
-        default=None, description="Older name of `structured_outputs.json`."
-    )
+    guided_json: SchemaOrText | None = Field(default=None, description="Older name of `structured_outputs.json`.")
     guided_regex: GrammarText | None = Field(default=None, description="Older name of `structured_outputs.regex`.")
     guided_choice: list[GrammarText] | None = Field(
         default=None,
@@ -124,7 +166,7 @@ class StructuredFields(BaseModel):
             raise conflict(asked[1].param, f"cannot be given beside {asked[0].param}")
         return self
 
-    @property
+    @cached_property
     def form(self) -> Asked | None:
         """What was asked for; None for free text."""
         return next(iter(self._asked()), None)

@@ -6,16 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag
 
-from redraft.server.errors import CONVERSATION, TEXT
+from redraft.server.errors import kind
 from redraft.server.limits import MAX_TOKENIZED
 from redraft.server.schema_body import Body
 from redraft.server.schema_chat import Conversation
-from redraft.server.schema_sampling import Bool
+from redraft.server.schema_sampling import Bool, is_ids
 
 
 def _ids(value: Any) -> list[int]:
-    # type() and not isinstance: true and false are no token ids
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
+    if not is_ids(value):
         raise ValueError("must be a list of token ids")
     if len(value) > MAX_TOKENIZED:
         raise ValueError(f"at most {MAX_TOKENIZED} token ids are taken")
@@ -50,6 +49,9 @@ class TokenizeConversation(_Tokenize, Conversation):
             "example": {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
         }
     )
+
+
+TEXT, CONVERSATION = kind("text"), kind("conversation")
 
 
 def _kind(value: Any) -> str:

@@ -51,10 +51,6 @@ class Service:
             raise unavailable("The model is still loading.", "loading")
         return self.engine.info
 
-    def check_room(self, info: EngineInfo) -> None:
-        """503 when no further request is taken now; spares the work on one that would be refused in the end."""
-        self.admission.check(1, info.max_num_seqs)
-
     def check_model(self, name: str) -> None:
         """404 unless ``name`` is the model served here."""
         served = self.settings.served_model_name

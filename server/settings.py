@@ -28,7 +28,7 @@ class ServerSettings:
     max_queue: int = 256
     """Choices that may wait for one of the engine's slots."""
     request_timeout: float | None = None
-    """Seconds that a request may take, waiting included; None sets no end."""
+    """Seconds that a request may take from when its body is there, waiting included; None sets no end."""
     drain_seconds: float = 25.0
     """How long running requests may go on after SIGTERM."""
     tool_parser: str = "auto"

@@ -10,13 +10,11 @@ from llguidance import LLMatcher, grammar_from
 
 from redraft.server.errors import ApiError, clip, invalid
 from redraft.server.limits import MAX_GRAMMAR_CHARS, MAX_MESSAGE_CHARS
-from redraft.server.schema_structured import JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, TextFormat
+from redraft.server.schema_structured import Form, JsonObjectFormat, JsonSchemaFormat
 from redraft.server.schemas import GenerationRequest
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
-
-Form = TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuredOutputs
 
 PLAIN_JSON: JsonCompileOptions = {
     "whitespace_flexible": False,
@@ -42,17 +40,15 @@ def check_ends(body: GenerationRequest, param: str) -> None:
     """400 when ``body`` wants another end than the form that ``param`` asks for has."""
     if body.ignore_eos or body.min_tokens:
         name = "ignore_eos" if body.ignore_eos else "min_tokens"
-        raise invalid(name, f"{name} cannot be given beside {param}: a form says itself where it ends.", "conflict")
+        raise invalid(name, f"{name} cannot be given beside {param}, which says itself where a reply ends.", "conflict")
 
 
-def grammar(form: Form, param: str) -> str | None:
-    """The grammar for ``form``, in llguidance's own notation; None for free text.  400 when it cannot be honoured."""
+def grammar(form: Form, param: str) -> str:
+    """The grammar for ``form``, in llguidance's own notation; 400 when it cannot be honoured."""
     try:
         made = _grammar(form)
     except ValueError as error:
         raise refused(param, str(error)) from None
-    if made is None:
-        return None
     if len(made) > MAX_GRAMMAR_CHARS:
         raise refused(param, f"it is longer than {MAX_GRAMMAR_CHARS} characters")
     failed, found = LLMatcher.validate_grammar_with_warnings(made)
@@ -64,10 +60,8 @@ def grammar(form: Form, param: str) -> str | None:
     return made
 
 
-def _grammar(form: Form) -> str | None:
+def _grammar(form: Form) -> str:
     match form:
-        case TextFormat():
-            return None
         case JsonObjectFormat():
             return _json({"type": "object"})
         case JsonSchemaFormat():

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from redraft.server.chat_template import ChatTemplate, ChatTemplateError, Message, RenderOptions
@@ -32,7 +32,9 @@ class TemplateProcess:
 
     async def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
         """As ``ChatTemplate.render``; also a template that takes too long or too much is a ``ChatTemplateError``."""
-        job = json.dumps({"messages": list(messages), "options": asdict(options)})
+        # not asdict: it would copy tools and variables, value by value
+        told = {field.name: getattr(options, field.name) for field in fields(options)}
+        job = json.dumps({"messages": list(messages), "options": told})
         async with self._turn:
             # a process that has ended since the last answer is not this job's fault; a fresh one that ends is
             answer = await self._try(job) or await self._try(job)

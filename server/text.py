@@ -34,6 +34,8 @@ class TextTokenizer:
         """Of an id the bytes that it stands for."""
         self.chat_template = chat_template
         """None when the checkpoint has none."""
+        known = ([number for text in texts if (number := self.token_id(text)) is not None] for texts in INFILL)
+        self._infilling = next((numbers for numbers in known if len(numbers) == len(INFILL[0])), None)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -70,14 +72,16 @@ class TextTokenizer:
         """The token that the vocabulary writes ``text``, if one does."""
         return self._tokenizer.token_to_id(text)
 
-    def infill(self, before: Sequence[int], behind: Sequence[int], *, special_tokens: bool) -> tuple[int, ...] | None:
-        """A prompt for what comes between two texts; None where the vocabulary has no tokens for that."""
-        for texts in INFILL:
-            first, last, middle = map(self.token_id, texts)
-            if first is not None and last is not None and middle is not None:
-                start = self.encode("", special_tokens=special_tokens)
-                return (*start, first, *before, last, *behind, middle)
-        return None
+    @property
+    def infills(self) -> bool:
+        """Whether the vocabulary has tokens for infilling."""
+        return self._infilling is not None
+
+    def infill(self, before: Sequence[int], behind: Sequence[int], *, special_tokens: bool) -> tuple[int, ...]:
+        """A prompt for what comes between two texts; only where ``infills``."""
+        assert self._infilling is not None
+        first, last, middle = self._infilling
+        return (*self.encode("", special_tokens=special_tokens), first, *before, last, *behind, middle)
 
     def showing(self, special: Collection[str] | None) -> ShownTokens:
         """A decoder that shows the special tokens written as in ``special``; None shows all of them."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from redraft.server.body import StrictRoute
 from redraft.server.conversation import encode, known_tools, render
-from redraft.server.errors import ErrorReply
+from redraft.server.describe import REFUSALS
 from redraft.server.intake import check_ids, tokenise
 from redraft.server.schema_tokens import (
     DetokenizeReply,
@@ -19,14 +19,7 @@ from redraft.server.schema_tokens import (
 )
 from redraft.server.service import ServiceDep
 
-router = APIRouter(
-    route_class=StrictRoute,
-    tags=["tokens"],
-    responses={
-        "4XX": {"model": ErrorReply, "description": "The request is at fault."},
-        503: {"model": ErrorReply, "description": "Loading, draining, or the engine has ended."},
-    },
-)
+router = APIRouter(route_class=StrictRoute, tags=["tokens"], responses=REFUSALS)
 
 
 @router.post("/tokenize")
@@ -40,12 +33,10 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> TokenizeReply:
         ids = await encode(service, info, body, text)
     else:
         ids = await tokenise(service.tokenizer, body.prompt, info, "prompt", special_tokens=body.add_special_tokens)
-    return TokenizeReply(
-        count=len(ids),
-        max_model_len=info.max_model_len,
-        tokens=list(ids),
-        token_strs=[service.tokenizer.token(token) or "" for token in ids] if body.return_token_strs else None,
-    )
+    strings = None
+    if body.return_token_strs:
+        strings = await asyncio.to_thread(lambda: [service.tokenizer.token(token) or "" for token in ids])
+    return TokenizeReply(count=len(ids), max_model_len=info.max_model_len, tokens=list(ids), token_strs=strings)
 
 
 @router.post("/detokenize")

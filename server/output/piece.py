@@ -25,6 +25,3 @@ class Piece:
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.text or self.reasoning or self.calls)

@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from redraft.server.chat_template import ChatTemplate
+from redraft.server.text import TextTokenizer
+
 GOOD = {"model": "toy", "prompt": "hi"}
 
 
@@ -112,6 +115,34 @@ def test_a_deadline_counts_the_time_in_the_queue(serve, canned):
         replies = list(pool.map(lambda _: post(server).status_code, range(20)))
     assert replies == [504] * 20
     soon(lambda: len(engine.cancelled) == 20)
+
+
+SLOW_TEMPLATE = "{% for i in range(60000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}"
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_a_deadline_counts_the_time_before_the_queue(serve, canned, tokenizer):
+    """What is rendered has not come to the engine yet, but it waits, too."""
+    slow = TextTokenizer(tokenizer._tokenizer, ChatTemplate(SLOW_TEMPLATE, {}))
+    engine = canned.engine("ok")
+    server = serve(engine, slow, request_timeout=0.2)
+    begun = time.monotonic()
+    reply = server.http.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
+    assert time.monotonic() - begun < 5
+    assert hits(server, "request_timeout") == 1
+    assert not engine.requests
+    assert post(server).status_code == 200
+
+
+def test_what_is_being_rendered_takes_room(serve, canned, tokenizer):
+    slow = TextTokenizer(tokenizer._tokenizer, ChatTemplate(SLOW_TEMPLATE, {}))
+    server = serve(canned.engine("ok"), slow, max_queue=0, request_timeout=1)
+    with ThreadPoolExecutor(9) as pool:
+        replies = list(pool.map(lambda _: server.http.post("/v1/chat/completions", json=CHAT).status_code, range(9)))
+    # 8 slots; the ninth is told at once
+    assert sorted(replies) == [503] + [504] * 8
+    assert post(server, n=8).status_code == 200
 
 
 def never_reads(server, **body):

@@ -106,6 +106,7 @@ OTHERS = [
     # known, but the template of this model does not read it
     ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs.enable_thinking"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}}, "reasoning_effort"),
     ({"reasoning_effort": "endless"}, "reasoning_effort"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),

@@ -13,6 +13,7 @@ from redraft.server.chat_template import ChatTemplate
 from redraft.server.text import TextTokenizer
 
 TALK = '{% for message in messages %}{{ message.content }}{% endfor %}{{ tools or "" }}'
+QUIET = "{% for message in messages %}{{ message.content }}{% endfor %}{% if tools %}!{% endif %}"
 THINKS = TALK + "{# <think> </think> #}"
 OPENS = TALK + "{{ '<think>' }}{# </think> #}"
 HERMES, LLAMA, XML = "{# <tool_call> #}", "{# <|python_tag|> #}", "{# <tool_call> <function= #}"
@@ -73,6 +74,20 @@ LARGE = [tool(f"f{n}", {"type": "object", "properties": {"a" * 1500: {"type": "s
 """More than a schema may have, all together."""
 BROKEN = tool("f", {"type": "object", "properties": {"a": {"type": "nothing"}}})
 MUST = {"tools": TOOLS, "tool_choice": "required"}
+
+
+def nested(name: str, kind: str) -> dict[str, object]:
+    """A tool whose schema refers to a part of itself, under a name that others have, too."""
+    part = {"type": "object", "properties": {"x": {"type": kind}}, "required": ["x"], "additionalProperties": False}
+    whole = {"$defs": {"Part": part}, "properties": {"p": {"$ref": "#/$defs/Part"}}, "required": ["p"]}
+    return tool(name, {"$id": "https://example.org/tool", "type": "object", "additionalProperties": False, **whole})
+
+
+def nested_call(name: str, x: object) -> str:
+    return hermes(json.dumps({"name": name, "arguments": {"p": {"x": x}}}))
+
+
+NESTED = {"tools": [nested("f", "integer"), nested("g", "string")], "tool_choice": "required"}
 CASES = [
     # calls
     (TALK + HERMES, MUST, [hermes(WEATHER), hermes(NOW, WEATHER)], ["text", WEATHER, hermes(NOW) + "x", ""]),
@@ -80,6 +95,7 @@ CASES = [
     (TALK + HERMES, {**MUST, "parallel_tool_calls": False}, [hermes(NOW)], [hermes(NOW, NOW)]),
     (TALK + HERMES, {"tools": TOOLS, "tool_choice": NAMED}, [hermes(NOW)], [hermes(WEATHER)]),
     (TALK + LLAMA, MUST, [NOW.replace("arguments", "parameters")], [NOW, hermes(NOW)]),
+    (QUIET + HERMES, NESTED, [nested_call("f", 1), nested_call("g", "a")], [nested_call("f", "a")]),
     # a form and tools: either
     (TALK + HERMES, {"tools": TOOLS, **FORM}, ['{"x": 1}', hermes(NOW)], ["text", '{"x": 1}' + hermes(NOW)]),
     (TALK + HERMES, {"tools": TOOLS, "tool_choice": "none", **FORM}, ['{"x": 1}'], [hermes(NOW)]),
@@ -112,6 +128,9 @@ REFUSED = [
     (HERMES, {**MUST, "ignore_eos": True}, "ignore_eos"),
     (HERMES, {**MUST, "min_tokens": 2}, "min_tokens"),
     (HERMES, {"tools": [BROKEN], "tool_choice": "required"}, "tools"),
+    # the reply would end behind its first call
+    (HERMES, {"tools": TOOLS, "parallel_tool_calls": False, "min_tokens": 2}, "min_tokens"),
+    (HERMES, {"tools": TOOLS, "parallel_tool_calls": False, "ignore_eos": True}, "ignore_eos"),
 ]  # fmt: skip
 
 
@@ -124,8 +143,7 @@ def test_what_cannot_be_enforced_is_refused(serve, canned, tokenizer, check, tem
 
 def test_all_tools_together_are_bounded(serve, canned, tokenizer, check):
     """Each of them may be large, but compiling holds up the engine."""
-    template = "{% for message in messages %}{{ message.content }}{% endfor %}{% if tools %}!{% endif %}" + HERMES
-    server = serve(canned.engine("fine"), TextTokenizer(tokenizer._tokenizer, ChatTemplate(template, {})))
+    server = serve(canned.engine("fine"), TextTokenizer(tokenizer._tokenizer, ChatTemplate(QUIET + HERMES, {})))
     body = {**CHAT, "tools": LARGE, "tool_choice": "required"}
     error = check(server.http.post("/v1/chat/completions", json=body), 400, "tools")
     assert "longer than" in error["message"]

@@ -192,10 +192,13 @@ def test_the_operator_may_choose_another_reader(ask):
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}
 
 
-def test_variables_of_the_template(ask, text):
-    for body in ({"reasoning_effort": "low"}, {"chat_template_kwargs": {"reasoning_effort": "low"}}):
+def test_variables_of_the_template(serve, canned, check, ask, text):
+    one, other = {"reasoning_effort": "low"}, {"chat_template_kwargs": {"reasoning_effort": "low"}}
+    for body in (one, other, {**one, **other}):
         _, _, (request, _) = ask("ok", body)
         assert request.prompt == text.encode("<user>hi\n<assistant>low")
+    both = {**CHAT, "reasoning_effort": "high", **other}
+    check(serve(canned.engine("ok"), text).http.post("/v1/chat/completions", json=both), 400, "reasoning_effort")
 
 
 def test_continuing_the_final_message(ask, text):

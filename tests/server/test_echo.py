@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import openai
 import pytest
+from tokenizers import Tokenizer, processors
 
 from redraft.server.engine.types import TokenLogprobs
+from redraft.server.text import TextTokenizer
 
 PROMPT = "Ab日 "
 TEXT = "ö!"
@@ -72,6 +74,29 @@ def test_echo_with_logprobs_tells_of_the_prompt_too(server, tokenizer):
     assert told["text_offset"] == [0, 1, 2, 2, 3, 4, 5]
     assert choice["text"] == PROMPT + TEXT
     assert "prompt_logprobs" not in choice
+
+
+def test_echo_tells_where_tokens_stand_behind_special_ones(running, canned, tokenizer):
+    """Those that the text names are part of it; those that the tokenizer puts around it are not."""
+    own = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    end = own.token_to_id("<|end|>")
+    own.post_processor = processors.TemplateProcessing(single="<|end|> $A <|end|>", special_tokens=[("<|end|>", end)])
+    around = TextTokenizer(own, tokenizer.chat_template)
+    ids = list(around.encode("ab<|end|>c"))
+    assert (ids[0], ids[3], ids[-1]) == (end, end, end)
+    body = {"echo": True, "logprobs": 0, "max_tokens": 1}
+    with running(canned.scripted(script(canned, lambda _: TEXT)), around) as server:
+        for sent, text, offsets in (
+            ({"prompt": "ab<|end|>c"}, "ab<|end|>c", [0, 0, 1, 2, 9, 10]),
+            ({"prompt": "ab<|end|>c", "add_special_tokens": False}, "ab<|end|>c", [0, 1, 2, 9]),
+            ({"prompt": ids}, "abc", [0, 0, 1, 2, 2, 3]),
+            ({"prompt": ids, "skip_special_tokens": False}, "<|end|>ab<|end|>c<|end|>", [0, 7, 8, 9, 16, 17]),
+        ):
+            reply, _ = post(server, {**sent, **body})
+            (choice,) = reply["choices"]
+            assert choice["text"].startswith(text)
+            assert choice["logprobs"]["text_offset"][: len(offsets)] == offsets
+            assert choice["logprobs"]["text_offset"][len(offsets)] == len(text)
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])

@@ -74,6 +74,22 @@ def test_nothing_is_added_unless_asked(server, path):
     assert not any(request.show_tree for request in server.service.engine.requests)
 
 
+def test_special_tokens_show_in_rounds_as_in_the_text(serve, canned):
+    (end,) = canned.tokenizer.encode("<|end|>")
+
+    def script(request):
+        first, *others = canned.rounds("ab")
+        tree = (TreeNode(end, -1, 0.5, False),)
+        return [replace(first, tree=tree, drafted=1, accepted=0, tokens=(end,)), *others]
+
+    server = serve(canned.scripted(script))
+    for skipped, text in ((True, ""), (False, "<|end|>")):
+        asked = {"include_rounds": True, "include_stop_str_in_output": True, "skip_special_tokens": skipped}
+        reply = server.http.post("/v1/completions", json={**BODIES["completions"], **asked}).json()
+        assert reply["choices"][0]["text"].startswith(text + "b")
+        assert reply["rounds"][0]["tokens"][0]["text"] == reply["rounds"][0]["nodes"][0]["text"] == text
+
+
 def test_a_stop_string_ends_the_last_round(server):
     body = {**BODIES["completions"], "include_rounds": True, "stop": "lo,"}
     reply = server.http.post("/v1/completions", json=body).json()

@@ -94,10 +94,17 @@ def named(schema: object) -> dict[str, object]:
 
 REFUSED = [
     *[
-        ({"response_format": value}, None)
-        for value in ({}, {"type": "xml"}, "json_object", 5, [], {"type": "json_schema"})
+        ({"response_format": value}, "response_format")
+        for value in ({}, {"type": "xml"}, {"type": []}, "json_object", 5, [])
     ],
-    ({"response_format": {"type": "json_object", "schema": {}}}, None),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+    (named(5), "response_format.json_schema.schema"),
+    ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+    ({"response_format": {"type": "text", "(text)": {}}}, "response_format.(text)"),
+    ({"guided_json": 3}, "guided_json"),
+    ({"structured_outputs": {"json": ""}}, "structured_outputs.json"),
+    ({"(text)": 1}, "(text)"),
     (named({"type": "objekt"}), "response_format"),
     (named({"$ref": "http://example.com/schema.json"}), "response_format"),
     (named({"$ref": "#/nowhere"}), "response_format"),

@@ -114,6 +114,25 @@ def test_a_suffix_becomes_a_prompt_for_infilling(ask, special, prompt):
     assert request.prompt == (start, first, *before, last, *behind, middle)
 
 
+def test_a_suffix_is_read_once_for_all_prompts(serve, canned, special, tokenizer, check, monkeypatch):
+    """It may be as long as a body, and there may be 128 prompts."""
+    read = []
+    encode = TextTokenizer.encode
+
+    def noted(self, text, **options):
+        read.append(text)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(TextTokenizer, "encode", noted)
+    body = {"model": "toy", "prompt": ["a", "b", "c"], "suffix": "tail", "max_tokens": 2}
+    wide = replace(canned, tokenizer=special, info=replace(canned.info, vocab_size=512))
+    assert serve(wide.engine("ok"), special).http.post("/v1/completions", json=body).status_code == 200
+    assert read.count("tail") == 1
+    read.clear()
+    check(serve(canned.engine("ok"), tokenizer).http.post("/v1/completions", json=body), 400, "suffix")
+    assert not read, "there is nothing to read where it cannot be used"
+
+
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 def test_usage_in_every_chunk(serve, canned, path):
     server = serve(canned.engine("Hello, wörld! 日本語"))
