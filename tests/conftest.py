@@ -24,6 +24,12 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Of processes that run as a user's: this one's without what tests set for kernels."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of the embedded target, fetched and converted where it is absent; skips where it cannot be had."""
     from redraft.server.engine.target.embedded import embedded_folder

@@ -19,6 +19,11 @@ export function useKey(value) {
   key = value.trim();
 }
 
+/** Another server answers now: nothing is known of what it serves. */
+export function forget() {
+  chat = true;
+}
+
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -48,11 +53,15 @@ export async function ready(say, signal) {
   for (;;) {
     // unlike /ready, /health is no error while a model loads
     const reply = await ask("health", { signal });
-    const { status } = await reply.json().catch(() => ({}));
+    // a body is read once, and an error's is wanted again
+    const status = (await reply.clone().json().catch(() => null))?.status;
     if (status === "ok") return;
     if (status === "dead") throw new Problem("The engine has ended; the server must be restarted.");
     if (status === "draining") throw new Problem("The server is shutting down and takes nothing new.");
-    if (status !== "loading") await checked(reply);
+    if (status !== "loading") {
+      await checked(reply);
+      throw new Problem("What answers here is not the server."); // a proxy's own page, say
+    }
     say("The model is still loading; waiting for it …");
     await pause(LOADING_MS, signal);
   }
@@ -60,8 +69,9 @@ export async function ready(say, signal) {
 
 function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal?.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
+    const stop = () => { clearTimeout(timer); reject(signal.reason); };
+    const timer = setTimeout(() => { signal?.removeEventListener("abort", stop); resolve(); }, milliseconds);
+    signal?.addEventListener("abort", stop, { once: true });
   });
 }
 

@@ -1,6 +1,6 @@
 // Puts the page together: one job at a time, and what the server says about it.
 
-import { Problem, get, ready, useKey, write } from "./api.js";
+import { Problem, forget, get, ready, useKey, write } from "./api.js";
 import { batched } from "./frames.js";
 import { Meters, shown } from "./meters.js";
 import { Race } from "./race.js";
@@ -23,7 +23,10 @@ function say(text) {
 
 function explain(error) {
   const asks = error.status === 401;
-  if (error.code === "model_not_found") model = null; // another server has taken this one's place
+  if (error.code === "model_not_found") { // another server has taken this one's place
+    model = null;
+    forget();
+  }
   find("key-form").hidden = !asks;
   if (asks) find("key").focus();
   find("problem").hidden = asks && !given; // that a key is wanted, the form says

@@ -68,6 +68,14 @@ def test_ports_are_the_images(manifests: dict[str, Manifest], container: Manifes
     assert endpoint["port"] == manifests["service"]["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
+def test_the_job_is_the_one_that_alerts_name(
+    manifests: dict[str, Manifest], pod: Manifest, rules: list[dict[str, Any]]
+) -> None:
+    (alert,) = (rule for rule in rules if rule.get("alert") == "RedraftServerDown")
+    (job,) = re.findall(r'up\{job="(.+)"\}', alert["expr"])
+    assert pod["metadata"]["labels"][manifests["podmonitor"]["spec"]["jobLabel"]] == job
+
+
 def test_service_links_do_not_set_the_servers_variables(manifests: dict[str, Manifest], pod: Manifest) -> None:
     """A service called redraft would set REDRAFT_PORT, which the server reads, to an address."""
     assert manifests["service"]["metadata"]["name"] == "redraft"
