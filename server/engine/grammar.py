@@ -60,14 +60,14 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise RedraftError(f"the grammar cannot be used: {matcher.get_error().partition(chr(10))[0]}")
-        return Matcher(matcher, self.words)
+        return Matcher(matcher)
 
 
 class Matcher:
     """One request's grammar, at the end of what it has committed."""
 
-    def __init__(self, matcher: LLMatcher, words: int) -> None:
-        self._matcher, self._words = matcher, words
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Take in ``tokens``, which masks allowed; ``RedraftError`` when the grammar has become too complex."""
@@ -80,16 +80,15 @@ class Matcher:
         """Up to ``most`` tokens that write what the grammar leaves no choice about, as the tokenizer would."""
         return self._matcher.compute_ff_tokens()[:most] if most > 0 else []
 
-    def masks(self, token: Sequence[int], parent: Sequence[int]) -> NDArray[np.int32]:
-        """[N, words] what may follow each node of a tree; all, after one that the grammar refuses.
+    def masks(self, token: Sequence[int], parent: Sequence[int], into: NDArray[np.int32]) -> None:
+        """Write into [N, words] ``into`` what may follow each node; rows after a refused one stay as they are.
 
         Node 0 is the root, the newest committed token; parents come before their children.
         """
-        masks = np.full((len(token), self._words), EVERY_TOKEN, dtype=np.int32)
         children: list[list[int]] = [[] for _ in token]
         for node in range(1, len(token)):
             children[parent[node]].append(node)
-        self._fill(masks[0])
+        self._fill(into[0])
         path, below = [0], [iter(children[0])]
         while path:
             node = next(below[-1], 0)
@@ -98,10 +97,9 @@ class Matcher:
                 if path.pop() != 0:
                     self._matcher.rollback(1)
             elif self._matcher.try_consume_tokens([token[node]]):
-                self._fill(masks[node])
+                self._fill(into[node])
                 path.append(node)
                 below.append(iter(children[node]))
-        return masks
 
     def _fill(self, mask: NDArray[np.int32]) -> None:
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)

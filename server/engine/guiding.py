@@ -78,11 +78,12 @@ class TreeMasks:
         for number, rows in of_slot.items():
             if rows:
                 # a slot's rows are contiguous and parents come first
-                nodes = [parent[row] - rows[0] for row in rows]
+                own = slice(rows[0], rows[-1] + 1)
                 try:
-                    masks[rows] = self.matchers[number].masks([token[row] for row in rows], nodes)
+                    self.matchers[number].masks(token[own], [above - rows[0] for above in parent[own]], masks[own])
                 except RedraftError as error:
                     self.failures[number] = str(error)
+                    masks[own] = EVERY_TOKEN
         return torch.from_numpy(masks).to(self.device, non_blocking=True)
 
 
