@@ -97,7 +97,8 @@ def test_masks_of_a_tree(grammars: Grammars, tokenizer: Tokenizer, name: str, da
         parent.append(above)
         path.append([*path[above], chosen])
     matcher = grammars.matcher(grammar)
-    matcher.commit(ids[:done])
+    for taken in ids[:done]:
+        matcher.commit(taken)
     masks = masks_of(matcher, token, parent)
     for node, tokens in enumerate(path):
         if END in tokens:  # nothing follows
@@ -117,9 +118,9 @@ def test_whole_texts_are_taken_and_end(grammars: Grammars, tokenizer: Tokenizer,
         matcher = grammars.matcher(GRAMMARS[name])
         for token in tokenizer.encode(text).ids:
             assert token in allowed(masks_of(matcher)[0])
-            matcher.commit([token])
+            matcher.commit(token)
         assert END in allowed(masks_of(matcher)[0])
-        matcher.commit([END])
+        matcher.commit(END)
 
 
 def test_forced_tokens_spell_what_has_no_alternative(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -129,19 +130,20 @@ def test_forced_tokens_spell_what_has_no_alternative(grammars: Grammars, tokeniz
     assert len(forced) > 2
     assert matcher.forced(2) == forced[:2]
     assert matcher.forced(0) == []
-    matcher.commit(forced)
+    for token in forced:
+        matcher.commit(token)
     assert matcher.forced(64)[: len(forced)] != forced
 
 
 def test_a_refused_token_is_an_error_without_the_library_s_state(grammars: Grammars) -> None:
     matcher = grammars.matcher(GRAMMARS["regex"])
     with pytest.raises(RedraftError, match="the grammar cannot go on") as caught:
-        matcher.commit([0])
+        matcher.commit(0)
     assert "\n" not in str(caught.value)
     with pytest.raises(RedraftError, match="the grammar cannot go on"):
         masks_of(matcher)
     with pytest.raises(RedraftError, match="the grammar cannot go on"):
-        matcher.commit([END])
+        matcher.commit(END)
 
 
 def test_a_broken_grammar_is_refused(grammars: Grammars) -> None:
