@@ -7,10 +7,12 @@ compiled in about a millisecond instead of 150, and because it needs neither tor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,23 +103,27 @@ class Matcher:
         """Up to ``most`` tokens that write what the grammar leaves no choice about, as the tokenizer would."""
         return self._matcher.compute_ff_tokens()[:most] if most > 0 else []
 
-    def masks(self, token: Sequence[int], parent: Sequence[int], into: NDArray[np.int32]) -> list[int]:
+    def masks(
+        self, token: Sequence[int], parent: Sequence[int], into: NDArray[np.int32], seconds: float = math.inf
+    ) -> list[int]:
         """Write into [N, words] ``into`` what may follow each node; rows after a refused one stay as they are.
 
         Node 0 is the root, the newest committed token; parents come before their children.  Returns nodes that must not
-        be accepted, for nothing can be said of them: where the walk breaks it ends, and a request's later trees are
-        left out whole, or a draft that insists would break it in every round.
+        be accepted, for nothing can be said of them: after ``seconds`` no further node is looked at, and where the walk
+        breaks it ends; a request's later trees are then left out whole, or a draft that insists would break it in every
+        round.
         """
+        until = perf_counter() + seconds
         if not (self._fill(into[0]) or (self._renew() and self._fill(into[0]))):
             raise RedraftError(f"the grammar cannot go on: {self.reason}")
-        left_out = self._walk(token, parent, into) if self._walks else list(range(1, len(token)))
+        left_out = self._walk(token, parent, into, until) if self._walks else list(range(1, len(token)))
         if self.is_broken:
             self._walks = False
             self._renew()
         return left_out
 
-    def _walk(self, token: Sequence[int], parent: Sequence[int], into: NDArray[np.int32]) -> list[int]:
-        """Take the nodes in and back again, depth first; returns those that were not reached, if it broke."""
+    def _walk(self, token: Sequence[int], parent: Sequence[int], into: NDArray[np.int32], until: float) -> list[int]:
+        """Take the nodes in and back again, depth first; returns those that were not reached, if it had to end."""
         children: list[list[int]] = [[] for _ in token]
         for node in range(1, len(token)):
             children[parent[node]].append(node)
@@ -128,6 +134,9 @@ class Matcher:
                 below.pop()
                 if path.pop() != 0:
                     self._matcher.rollback(1)
+            elif perf_counter() > until:
+                self._matcher.rollback(len(path) - 1)
+                return sorted(missing)
             elif self._matcher.try_consume_tokens([token[node]]) and self._fill(into[node]):
                 missing.remove(node)
                 path.append(node)

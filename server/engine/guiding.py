@@ -20,6 +20,14 @@ from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.types import RedraftError
 
+MASK_SECONDS = 0.05
+"""Of a round's walks over trees, shared evenly by its requests; what was not reached by then is not accepted.
+
+A node takes 20 to 50 microseconds; an ambiguous grammar may need 150 milliseconds before llguidance refuses it: 2,000
+items a row, of which an object takes 4 for each optional property, so fewer would refuse ordinary ones.  A root's mask
+is waited for, as without a draft.
+"""
+
 
 def is_guided(sequences: Many[Sequence]) -> bool:
     """Whether any of ``sequences`` has a grammar."""
@@ -76,13 +84,14 @@ class TreeMasks:
         for row, number in enumerate(slot):
             if number in of_slot:
                 of_slot[number].append(row)
+        share = MASK_SECONDS / max(len(of_slot), 1)
         for number, rows in of_slot.items():
             if rows:
                 # a slot's rows are contiguous and parents come first
                 own = slice(rows[0], rows[-1] + 1)
                 nodes = [above - rows[0] for above in parent[own]]
                 try:
-                    left_out = self.matchers[number].masks(token[own], nodes, masks[own])
+                    left_out = self.matchers[number].masks(token[own], nodes, masks[own], share)
                     self._left_out += [rows[node] for node in left_out]
                 except RedraftError as error:
                     self.failures[number] = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import llguidance
@@ -15,6 +16,8 @@ from redraft.benchmarks.tiny import make_tiny_target
 from redraft.drafts.adversarial import ChainDrafter
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
+from redraft.server.engine import grammar as grammar_module
+from redraft.server.engine import guiding
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
@@ -114,3 +117,20 @@ def test_a_grammar_that_cannot_be_taken_back(engine, token):
     drafted = decode(engine, chain(engine, token("x"), token("a")), request)
     assert drafted[:3] == plain[:3]
     assert drafted[3] > 1
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 5])
+def test_a_walk_that_takes_too_long_changes_no_token(engine, token, monkeypatch, nodes: int):
+    """By a clock that goes on by a node's share at each look, and on a way that the target goes."""
+    ticks = count()
+    monkeypatch.setattr(grammar_module, "perf_counter", lambda: next(ticks))
+    grammar = LLMatcher.grammar_from_lark('start: "x" /a+/ "y"')
+    params = SamplingParams(40, temperature=0.0, logit_bias=((token("a"), 50.0),))
+    request = Request("r", PROMPT, params, grammar=grammar)
+    plain = decode(engine, NoDrafter(), request)
+    assert plain[:2] == ([token("x"), *[token("a")] * 39], FinishReason.LENGTH)
+    monkeypatch.setattr(guiding, "MASK_SECONDS", nodes)
+    drafted = decode(engine, chain(engine, token("x"), token("a")), request)
+    assert drafted[:3] == plain[:3]
+    rounds, rest = divmod(40, nodes + 1)
+    assert drafted[3] == rounds * nodes + rest, "all that were looked at"
