@@ -20,7 +20,7 @@ from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Graphs, Recorder
-from redraft.server.engine.guiding import TreeMasks, disobeys, force, is_guided
+from redraft.server.engine.guiding import TreeMasks, force, is_guided, obeyed
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.progress import say
@@ -247,7 +247,7 @@ class Engine:
         self.scheduler.tally.round(pending, outcomes)
         if pending.work.drafting:
             self._learn(outcomes)
-        return [self._output(outcome, pending.failures) for outcome in outcomes]
+        return [output for outcome in outcomes for output in self._outputs(outcome, pending.failures)]
 
     def _learn(self, outcomes: Many[Outcome]) -> None:
         # what a grammar forces says nothing of the draft
@@ -259,11 +259,16 @@ class Engine:
             if outcome.proposal is not None:
                 self.pacer.proposed(outcome.sequence.request.request_id, outcome.proposal)
 
-    def _output(self, outcome: Outcome, failures: Mapping[int, str]) -> RoundOutput:
+    def _outputs(self, outcome: Outcome, failures: Mapping[int, str]) -> list[RoundOutput]:
+        taken, error = obeyed(outcome.sequence, outcome.tokens, failures)
+        if error is None:
+            return [self._output(outcome)]
+        # token by token, what came before would have been told
+        before = [self._output(outcome.cut(taken))] if taken else []
+        return [*before, self._fail(outcome.sequence, error)]
+
+    def _output(self, outcome: Outcome) -> RoundOutput:
         sequence = outcome.sequence
-        if error := failures.get(sequence.running_slot) or disobeys(sequence, outcome.tokens):
-            self._release(sequence.request.request_id)
-            return RoundOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=error)
         first = len(sequence.tokens) == len(sequence.request.prompt)
         shown = outcome.proposal if sequence.request.show_tree else None
         sequence.committed(outcome.tokens)

@@ -20,6 +20,14 @@ from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.types import RedraftError
 
+MASK_SECONDS = 0.05
+"""Of a round's walks over trees, shared evenly by its requests; what was not reached by then is not accepted.
+
+A node takes 20 to 50 microseconds; an ambiguous grammar may need 150 milliseconds before llguidance refuses it: 2,000
+items a row, of which an object takes 4 for each optional property, so fewer would refuse ordinary ones.  A root's mask
+is waited for, as without a draft.
+"""
+
 
 def is_guided(sequences: Many[Sequence]) -> bool:
     """Whether any of ``sequences`` has a grammar."""
@@ -54,6 +62,7 @@ class TreeMasks:
         self.words = words
         self.failures: dict[int, str] = {}
         """By slot, why a request cannot go on; its rows get any tokens."""
+        self._left_out: list[int] = []
 
     def see(self, rows: Rows) -> None:
         """Start copying the R rows to the host."""
@@ -75,22 +84,40 @@ class TreeMasks:
         for row, number in enumerate(slot):
             if number in of_slot:
                 of_slot[number].append(row)
+        share = MASK_SECONDS / max(len(of_slot), 1)
         for number, rows in of_slot.items():
             if rows:
                 # a slot's rows are contiguous and parents come first
-                nodes = [parent[row] - rows[0] for row in rows]
+                own = slice(rows[0], rows[-1] + 1)
+                nodes = [above - rows[0] for above in parent[own]]
                 try:
-                    masks[rows] = self.matchers[number].masks([token[row] for row in rows], nodes)
+                    left_out = self.matchers[number].masks(token[own], nodes, masks[own], share)
+                    self._left_out += [rows[node] for node in left_out]
                 except RedraftError as error:
                     self.failures[number] = str(error)
         return torch.from_numpy(masks).to(self.device, non_blocking=True)
 
+    def left_out(self) -> Tensor | None:
+        """[R] bool, rows that must not be accepted, if any; known once ``masks`` is through."""
+        if not self._left_out:
+            return None
+        row = torch.zeros(len(self.copies[0]), dtype=torch.bool)
+        row[self._left_out] = True
+        return row.to(self.device, non_blocking=True)
 
-def disobeys(sequence: Sequence, tokens: list[int]) -> str | None:
-    """Tell a sequence's grammar what was committed; why it cannot go on, if so."""
-    try:
-        if sequence.matcher is not None:
-            sequence.matcher.commit(tokens)
-    except RedraftError as error:
-        return str(error)
-    return None
+
+def obeyed(sequence: Sequence, tokens: Many[int], failures: Mapping[int, str]) -> tuple[int, str | None]:
+    """Tell a sequence's grammar what was committed; how much of it stands, and why it ends there, if it does.
+
+    ``failures``: of the round, by slot.
+    """
+    if sequence.matcher is None:
+        return len(tokens), None
+    if error := failures.get(sequence.running_slot):
+        return 0, error
+    for taken, token in enumerate(tokens):
+        try:
+            sequence.matcher.commit(token)
+        except RedraftError as refused:
+            return taken, str(refused)
+    return len(tokens), None

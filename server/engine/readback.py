@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ class Outcome:
     """None in a round without a draft, unless somebody asked to see trees."""
     logprobs: tuple[TokenLogprobs, ...]
     """One for each token, if the request asked."""
+
+    def cut(self, count: int) -> Outcome:
+        """The first ``count`` tokens, behind which the request goes on for now."""
+        tokens, logprobs = self.tokens[:count], self.logprobs[:count]
+        return replace(self, tokens=tokens, accepted=min(self.accepted, count), finish=None, logprobs=logprobs)
 
 
 class Stopwatch:

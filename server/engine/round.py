@@ -8,7 +8,7 @@ prefill go along in the same pass.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -42,6 +42,9 @@ class Allow(Protocol):
 
     def masks(self) -> Tensor:
         """[R, ceil(V / 32)] int32 on the rows' device (kernels/adjust.py); called after the pass was launched."""
+
+    def left_out(self) -> Tensor | None:
+        """[R] bool, nodes that must not be accepted; called after ``masks``.  None for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +118,19 @@ def run_round(
     z = adjusting.adjusted(logits, rows, plan.stages, None if allow is None else allow.masks())
     choice = sample(z, rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered)
     ends = adjusting.ends[:, : plan.stages.ends]
-    committed = accept(rows, choice, state.tokens, state.length, state.limit, state.active, ends)
+    verified = rows if allow is None else _without(rows, allow.left_out())
+    committed = accept(verified, choice, state.tokens, state.length, state.limit, state.active, ends)
     adjusting.committed(committed, plan.stages)
     for kv in (state.kv, state.draft_kv):
         if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, root, rows, committed, PAGE)
     scores = round_scores(logits, choice, committed, plan.asked) if plan.asked.slots else None
     return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], plan.chunks))
+
+
+def _without(rows: Rows, left_out: Tensor | None) -> Rows:
+    """``rows`` of which those ``left_out`` have a token that is nobody's choice."""
+    return rows if left_out is None else replace(rows, token=rows.token.masked_fill(left_out, -1))
 
 
 def run_prefill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
 from redraft.benchmarks.tiny import VOCAB, make_tiny_target
-from redraft.server.engine.grammar import EVERY_TOKEN, Grammars
+from redraft.server.engine.grammar import EVERY_TOKEN, Grammars, Matcher
 from redraft.server.engine.types import RedraftError
 
 END = VOCAB - 1
@@ -55,6 +56,13 @@ def allowed(mask: np.ndarray) -> set[int]:
     return {token for token in range(VOCAB) if int(mask[token // 32]) >> (token % 32) & 1}
 
 
+def masks_of(matcher: Matcher, token: Sequence[int] = (0,), parent: Sequence[int] = (0,)) -> np.ndarray:
+    """Of a tree, the root alone if none is given."""
+    masks = np.full((len(token), -(-VOCAB // 32)), EVERY_TOKEN, dtype=np.int32)
+    matcher.masks(token, parent, masks)
+    return masks
+
+
 def asked_one_by_one(grammars: Grammars, grammar: str, path: list[int]) -> set[int] | None:
     """What may follow ``path``, by trying every token of the vocabulary; None if the path itself is refused.
 
@@ -89,8 +97,9 @@ def test_masks_of_a_tree(grammars: Grammars, tokenizer: Tokenizer, name: str, da
         parent.append(above)
         path.append([*path[above], chosen])
     matcher = grammars.matcher(grammar)
-    matcher.commit(ids[:done])
-    masks = matcher.masks(token, parent)
+    for taken in ids[:done]:
+        matcher.commit(taken)
+    masks = masks_of(matcher, token, parent)
     for node, tokens in enumerate(path):
         if END in tokens:  # nothing follows
             continue
@@ -100,7 +109,7 @@ def test_masks_of_a_tree(grammars: Grammars, tokenizer: Tokenizer, name: str, da
         else:
             assert allowed(masks[node]) == expected
     # walking the tree left no trace
-    assert np.array_equal(matcher.masks([0], [0])[0], masks[0])
+    assert np.array_equal(masks_of(matcher)[0], masks[0])
 
 
 @pytest.mark.parametrize("name", sorted(GRAMMARS))
@@ -108,10 +117,10 @@ def test_whole_texts_are_taken_and_end(grammars: Grammars, tokenizer: Tokenizer,
     for text in TEXTS[name]:
         matcher = grammars.matcher(GRAMMARS[name])
         for token in tokenizer.encode(text).ids:
-            assert token in allowed(matcher.masks([0], [0])[0])
-            matcher.commit([token])
-        assert END in allowed(matcher.masks([0], [0])[0])
-        matcher.commit([END])
+            assert token in allowed(masks_of(matcher)[0])
+            matcher.commit(token)
+        assert END in allowed(masks_of(matcher)[0])
+        matcher.commit(END)
 
 
 def test_forced_tokens_spell_what_has_no_alternative(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -121,19 +130,20 @@ def test_forced_tokens_spell_what_has_no_alternative(grammars: Grammars, tokeniz
     assert len(forced) > 2
     assert matcher.forced(2) == forced[:2]
     assert matcher.forced(0) == []
-    matcher.commit(forced)
+    for token in forced:
+        matcher.commit(token)
     assert matcher.forced(64)[: len(forced)] != forced
 
 
 def test_a_refused_token_is_an_error_without_the_library_s_state(grammars: Grammars) -> None:
     matcher = grammars.matcher(GRAMMARS["regex"])
     with pytest.raises(RedraftError, match="the grammar cannot go on") as caught:
-        matcher.commit([0])
+        matcher.commit(0)
     assert "\n" not in str(caught.value)
     with pytest.raises(RedraftError, match="the grammar cannot go on"):
-        matcher.masks([0], [0])
+        masks_of(matcher)
     with pytest.raises(RedraftError, match="the grammar cannot go on"):
-        matcher.commit([END])
+        matcher.commit(END)
 
 
 def test_a_broken_grammar_is_refused(grammars: Grammars) -> None:

@@ -176,6 +176,9 @@ class AllMasked:
     def masks(self) -> torch.Tensor:
         return torch.zeros(self.rows, self.words, dtype=torch.int32)
 
+    def left_out(self) -> torch.Tensor:
+        return torch.ones(self.rows, dtype=torch.bool)
+
 
 @pytest.mark.parametrize("kind", ["none", "ngram"])
 def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
