@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from redraft.kernels.attention import cpu_attention, cuda_attention
 from redraft.kernels.pack_tree import MAX_NODES
 from redraft.kernels.tree_attention import CHUNK
 from redraft.kernels.triton_support import HAS_TRITON
-from redraft.server.engine import rows_plan
+from redraft.server.engine import dry_run, rows_plan
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.costs import Costs
 from redraft.server.engine.draft_choice import DraftChoice, choose_draft
@@ -37,6 +38,8 @@ from redraft.server.engine.types import EngineInfo, RedraftError
 KERNELS = "2"
 """Raised whenever a change to the kernels or their configuration can change a bit of the output."""
 
+TAKEN: dict[str, dry_run.Taken] = {"cuda": dry_run.cuda_taken}
+"""Where memory that passes take is measured."""
 MAX_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows of a pass where nothing else is asked for: on a CPU those at which a row is cheapest (docs/log.md)."""
 
@@ -59,7 +62,8 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
     forced = min(MOST_FORCED, MAX_NODES - 1 - choice.candidates) if choice.candidates else 0
     tree_rows = max(choice.candidates + 1, choice.context.reach) + forced
-    sizes = fit(
+    fitting = partial(
+        fit,
         spec,
         choice.context,
         weight_itemsize=dtype.itemsize,
@@ -70,25 +74,34 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         tree_rows=tree_rows,
         pages=config.kv_pages,
     )
+    # what does not fit is refused before anything is loaded
+    sizes = fitting()
+    make_state = partial(
+        DeviceState,
+        spec,
+        device,
+        kv_dtype,
+        slots=config.max_num_seqs,
+        tree_rows=tree_rows,
+        context=choice.context,
+        forced=forced,
+    )
+    graphs = device.type == "cuda" and config.cuda_graphs
     with torch.inference_mode():
         weights = load_weights(folder, spec, device, dtype)
-        state = DeviceState(
-            spec,
-            device,
-            kv_dtype,
-            slots=config.max_num_seqs,
-            pages=sizes.pages,
-            max_model_len=sizes.max_model_len,
-            tree_rows=tree_rows,
-            context=choice.context,
-            forced=forced,
-        )
-        target = Target(spec, weights, state.positions)
-        drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), state.positions)
+        positions = sizes.max_model_len + tree_rows
+        target = Target(spec, weights, positions)
+        drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), positions)
         make_attention = cpu_attention if device.type == "cpu" else cuda_attention
         kernels = target.ops.name
         if device.type == "cuda":
             kernels += f", attention in {'Triton' if HAS_TRITON else 'torch'}"
+        if taken := TAKEN.get(device.type):
+            small = make_state(pages=dry_run.PAGES, max_model_len=sizes.max_model_len)
+            needed = dry_run.workspace(small, target, drafter, make_attention, most_rows, graphs=graphs, taken=taken)
+            del small
+            sizes = fitting(workspace=needed)
+        state = make_state(pages=sizes.pages, max_model_len=sizes.max_model_len)
         notes = [why_device, why_dtype, choice.why, f"kernels: {kernels}"]
         differing = differences(target, make_attention) if config.self_check else []
         notes.append(report(differing) if config.self_check else "self-check: left out")
@@ -119,7 +132,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, reuse=config.prefix_caching)
     most_nodes = choice.candidates if config.max_nodes is None else choice.nodes
     pacer = Pacer(most_rows, most_nodes, config.speculation, costs)
-    recorder: Recorder[Ran] | None = cuda_recorder() if device.type == "cuda" and config.cuda_graphs else None
+    recorder: Recorder[Ran] | None = cuda_recorder() if graphs else None
     grammars = Grammars(folder / "tokenizer.json", spec.vocab, state.eos)
     return Engine(info, target, drafter, state, scheduler, make_attention, pacer, grammars, recorder)
 

@@ -86,7 +86,8 @@ def quick_config(random_target: Callable[[str], Path]) -> Callable[..., EngineCo
 
     def make(**changes: Any) -> EngineConfig:
         quick = {"dtype": "fp32", "device": "cpu", "self_check": False, "measure_costs": False}
-        return EngineConfig(str(random_target("llama")), "tiny", "0", **{**quick, **changes})
+        target = changes.pop("target", None) or str(random_target("llama"))
+        return EngineConfig(target, "tiny", "0", **{**quick, **changes})
 
     return make
 
