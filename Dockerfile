@@ -66,15 +66,14 @@ RUN pip install --no-cache-dir --no-compile --no-deps --no-build-isolation --no-
     && python3 -c "import redraft.server.launch, redraft.server.template_worker, redraft.server.healthcheck, \
 redraft.server.engine.configure, redraft.server.engine.worker"
 
-# the embedded target, converted, where it is wanted in the image itself
+# the embedded target, converted, where it is wanted in the image itself; the lock beside it is of no more use
 ARG EMBEDDED_TARGET=
 RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
-    mkdir /opt/targets \
+    mkdir -p /opt/share/targets \
     && case "$EMBEDDED_TARGET" in \
          '') ;; \
-         smollm2-135m) REDRAFT_CACHE=/build/cache python3 -c "import shutil; \
-from redraft.server.engine.target.embedded import embedded_folder; \
-shutil.copytree(embedded_folder(), '/opt/targets/smollm2-135m')" ;; \
+         smollm2-135m) REDRAFT_CACHE=/opt/share python3 -c "from redraft.server.engine.target.embedded import \
+embedded_folder; embedded_folder()" && rm /opt/share/targets/.*.lock ;; \
          *) echo "EMBEDDED_TARGET is smollm2-135m or empty, not '$EMBEDDED_TARGET'" >&2; exit 1 ;; \
        esac
 
@@ -86,8 +85,7 @@ RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/redraft --shell /
     && chown 10001:0 /var/cache/redraft /home/redraft \
     && chmod 2775 /var/cache/redraft /home/redraft
 COPY --from=build /opt/redraft /opt/redraft
-COPY --from=build /opt/targets /opt/targets
-ARG EMBEDDED_TARGET=
+COPY --from=build /opt/share/targets /opt/redraft/share/redraft/targets
 ENV PATH=/opt/redraft/bin:$PATH \
     HOME=/home/redraft \
     USER=redraft \
@@ -101,7 +99,6 @@ ENV PATH=/opt/redraft/bin:$PATH \
     MPLCONFIGDIR=/var/cache/redraft/matplotlib \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    REDRAFT_TARGET=${EMBEDDED_TARGET:+/opt/targets/smollm2-135m} \
     REDRAFT_HOST=0.0.0.0 \
     REDRAFT_PORT=8000
 VOLUME ["/var/cache/redraft"]

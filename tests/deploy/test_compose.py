@@ -24,6 +24,14 @@ def test_one_command_brings_three_services(compose: dict[str, Any]) -> None:
     assert all("profiles" not in service for service in compose["services"].values())
 
 
+def test_what_is_passed_on_is_the_operators_alone(compose: dict[str, Any], repository: Path) -> None:
+    """A variable that compose passes on and nobody has set is taken from the container, the image's value with it."""
+    passed = compose["services"]["redraft"]["environment"]
+    assert all("=" not in name for name in passed)
+    dockerfile = (repository / "Dockerfile").read_text()
+    assert [name for name in passed if f" {name}=" in dockerfile] == []
+
+
 def test_other_peoples_images_are_pinned(compose: dict[str, Any]) -> None:
     for name in ("prometheus", "grafana"):
         image, _, tag = compose["services"][name]["image"].rpartition(":")

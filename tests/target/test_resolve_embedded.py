@@ -92,6 +92,18 @@ def test_a_file_that_does_not_convert_leaves_no_target(target: EmbeddedTarget) -
     assert [path.name for path in target.folder.parent.iterdir() if not path.name.endswith(".lock")] == []
 
 
+def test_an_installation_may_bring_it_along(
+    target: EmbeddedTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an image does: nothing is fetched, and the cache stays as it is."""
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "prefix"))
+    installed = tmp_path / "prefix" / "share" / "redraft" / "targets" / target.folder.name
+    assert not target.folder.is_relative_to(tmp_path / "prefix")
+    installed.mkdir(parents=True)
+    assert embedded_folder(target, offline=True) == installed
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_real_target_is_bit_for_bit_what_was_checked(smollm2: Path) -> None:
     assert weights_digest(smollm2) == SMOLLM2_WEIGHTS
     config = json.loads((smollm2 / "config.json").read_text())

@@ -37,8 +37,10 @@ class EmbeddedTarget:
 
     @property
     def folder(self) -> Path:
-        """Where the converted target lies once it is there."""
-        return cache_root() / "targets" / f"{self.alias}-{self.gguf_sha256[:8]}-v{LAYOUT}"
+        """Where the converted target lies once it is there: with the installation, as in an image, or in the cache."""
+        name = Path("targets", f"{self.alias}-{self.gguf_sha256[:8]}-v{LAYOUT}")
+        installed = Path(sys.prefix, "share", "redraft", name)
+        return installed if installed.is_dir() else cache_root() / name
 
 
 SMOLLM2 = EmbeddedTarget(
