@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import typer
 
 from redraft.server.cli import app
+from redraft.server.replies_chat import ChatChunk
 
 LANGUAGES = {"sh", "python", "text"}
 
@@ -50,6 +52,18 @@ def test_links_lead_somewhere(pages, repository):
         target = ((repository / name).parent / path).resolve() if path else (repository / name).resolve()
         assert target.exists(), f"{name}: {path}"
         assert not anchor or anchor in anchors[target], f"{name}: {path}#{anchor}"
+
+
+def test_the_example_of_a_stream_is_what_streams_are_made_of(pages):
+    (block,) = [block for page in pages for block in page.blocks if block.info == "text"]
+    events = [event.removeprefix("data: ") for event in block.content.split("\n\n")]
+    assert events[-1] == "[DONE]\n"
+    whole = json.loads(events[0])
+    for event in events[:-1]:
+        # the first one has what the others leave out
+        chunk = whole | json.loads(event.replace("{…,", "{"))
+        read = ChatChunk.model_validate(chunk)
+        assert read.model_dump(mode="json", exclude_unset=True) == chunk
 
 
 @pytest.fixture(scope="module")
