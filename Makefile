@@ -21,7 +21,7 @@ TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" |
 SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -name results -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow soak image fleet lint format clean
+.PHONY: help install serve test test-slow docs-check soak image fleet lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,7 +33,7 @@ serve: $(VENV)/.installed ## install what is missing, fetch the default target o
 	@$(BIN)/redraft serve --host "$(HOST)" --port "$(PORT)"
 
 test: lint ## lint, check types and layers, run the tests
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not docs"
 
 soak: install ## serve under random load and check that nothing breaks, differs, grows or stays; SECONDS=600
 	$(BIN)/redraft bench soak --seconds $(SECONDS)
@@ -54,6 +54,9 @@ fleet: install ## replicas behind a gateway and under Ray Serve, with load: kill
 
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow
+
+docs-check: install ## run the commands of the documents on a tiny target (minutes)
+	$(BIN)/pytest -s -m docs tests/docs
 
 lint: install ## style, formatting, types, import directions
 	$(BIN)/ruff check .

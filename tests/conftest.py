@@ -8,6 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+
+# pytest takes in what goes through logging and shows it where a test fails; printed, a line that a server's thread
+# writes between two tests would get past it
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.format_exc_info,
+        structlog.processors.KeyValueRenderer(key_order=["event"]),
+    ],
+    wrapper_class=structlog.stdlib.BoundLogger,
+    logger_factory=structlog.stdlib.LoggerFactory(),
+)
 
 if importlib.util.find_spec("torch") is not None:
     import torch

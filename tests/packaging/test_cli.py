@@ -267,5 +267,5 @@ def test_bench_is_loaded_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_makefile_lists_its_targets(repository: Path) -> None:
     help_text = subprocess.run(["make", "help"], cwd=repository, capture_output=True, text=True, check=True).stdout
-    for target in ("install", "serve", "test", "test-slow", "soak", "lint", "format", "clean"):
+    for target in ("install", "serve", "test", "test-slow", "docs-check", "soak", "lint", "format", "clean"):
         assert f"make {target} " in help_text
