@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import copy_context
 from types import FrameType
 
 import structlog
@@ -35,7 +36,7 @@ class DrainingServer(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._context = asyncio.get_running_loop(), copy_context()
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:
             yield
@@ -45,8 +46,8 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the next one stops now."""
-        # asyncio must not be called from a handler but by this
-        self._loop.call_soon_threadsafe(self._stop, sig)
+        # asyncio must not be called from a handler but by this; a signal comes in the middle of somebody's request
+        self._loop.call_soon_threadsafe(self._stop, sig, context=self._context)
 
     def _stop(self, sig: int) -> None:
         if self._service.draining:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import structlog
+import uvicorn
 
 from redraft.benchmarks.soak_process import ServedProcess
 from redraft.benchmarks.tiny import make_tiny_target
+from redraft.server.drain import DrainingServer
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,19 @@ def test_a_signal_while_the_model_loads(start):
     process.popen.send_signal(signal.SIGTERM)
     assert process.popen.wait(10) == 0
     assert "Traceback" not in process.printed
+
+
+def test_a_signal_is_not_of_the_request_in_whose_midst_it_comes():
+    """Else the line in the log has that request's id."""
+    seen = []
+
+    async def run() -> None:
+        server = DrainingServer(uvicorn.Config("none"), service=None)
+        server._stop = lambda number: seen.append((number, structlog.contextvars.get_contextvars()))
+        with server.capture_signals(), structlog.contextvars.bound_contextvars(request_id="r"):
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert seen == [(signal.SIGTERM, {})]
