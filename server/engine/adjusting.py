@@ -88,11 +88,6 @@ class Adjusting:
         if stages.penalised and self.penalties is not None:
             count_committed(self.penalties, committed)
 
-    def reserve(self) -> None:
-        """Make every table now, so that no request has to."""
-        self.penalties = self.penalties or self._new_penalties()
-        self.bias = self.bias or self._new_bias()
-
     def _new_penalties(self) -> Penalties:
         zeros = torch.zeros(self.slots + 1, device=self.device)
         count = torch.zeros(self.slots + 1, self.vocab, dtype=torch.int32, device=self.device)

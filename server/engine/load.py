@@ -10,7 +10,7 @@ import torch
 
 from redraft.drafts.base import Drafter
 from redraft.kernels import linear
-from redraft.kernels.attention import cpu_attention, cuda_attention
+from redraft.kernels.attention import block_attention, cpu_attention
 from redraft.kernels.pack_tree import MAX_NODES
 from redraft.kernels.tree_attention import CHUNK
 from redraft.kernels.triton_support import HAS_TRITON
@@ -84,7 +84,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         )
         target = Target(spec, weights, state.positions)
         drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), state.positions)
-        make_attention = cpu_attention if device.type == "cpu" else cuda_attention
+        make_attention = cpu_attention if device.type == "cpu" else block_attention
         kernels = target.ops.name
         if device.type == "cuda":
             kernels += f", attention in {'Triton' if HAS_TRITON else 'torch'}"
