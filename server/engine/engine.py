@@ -158,12 +158,12 @@ class Engine:
         """After a pass without enough memory: rounds before it count, and everybody else tries again (relief.py)."""
         outputs, ran = list[RoundOutput](), len(self.scheduler.running)
         say(f"out of device memory in a pass for {ran} requests: {short.partition('.')[0]}")
-        self.scheduler.relief.failed(ran)
         # some may turn out to have ended before; who is left of several was not alone in the pass
         while self.pending:
             outputs += self._collect(self.pending.popleft())
-        held = self.graphs.forget()
-        if ran == 1 and not held:
+        alone = not self.graphs.forget() and ran == 1
+        self.scheduler.relief.failed(ran, alone=alone)
+        if alone:
             reason = "the device has not enough memory for this request, even alone"
             outputs += [self._fail(sequence, reason) for sequence in list(self.scheduler.running.values())]
         for slot in self.scheduler.vacate_all():

@@ -253,8 +253,8 @@ def test_a_device_that_failed_ends_the_engine(engine, monkeypatch):
 
 def test_trouble_halves_and_calm_doubles():
     relief = Relief(8)
-    relief.failed(8)
-    relief.failed(4)
+    relief.failed(8, alone=False)
+    relief.failed(4, alone=False)
     assert relief.most == 2
     for _ in range(RECOVERY_STEPS - 1):
         relief.passed()
@@ -264,7 +264,9 @@ def test_trouble_halves_and_calm_doubles():
     for _ in range(2 * RECOVERY_STEPS):
         relief.passed()
     assert relief.most == 8
-    relief.failed(3)
+    relief.failed(3, alone=False)
     assert relief.most == 1
-    relief.failed(1)
-    assert (relief.most, relief.failures) == (8, 4), "that one was to blame"
+    relief.failed(1, alone=False)
+    assert relief.most == 1, "not that one, but graphs were to blame"
+    relief.failed(1, alone=True)
+    assert (relief.most, relief.failures) == (8, 5), "that one was to blame"
