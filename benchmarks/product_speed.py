@@ -1,7 +1,7 @@
 """How near to memory's limit a layer's products are: each weight shape's time, beside what its bytes must take.
 
 Weights lie in memory several times and take turns, so that no cache holds the next one; on a GPU the launches are
-captured in a graph, as the engine's will be.
+recorded in one CUDA graph, as those of the engine's rounds are, so that launching them costs nothing here either.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from redraft.benchmarks.simulate_trace import Text, Trace, judged
 from redraft.server.engine.acceptance import Proposal
 from redraft.server.engine.costs import CostTable
 from redraft.server.engine.engine import Engine
-from redraft.server.engine.measure_costs import _Measurement
+from redraft.server.engine.measure_costs import Measurement
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.sequence import Sequence as Running
 from redraft.server.engine.types import RedraftError, Request, SamplingParams
@@ -99,7 +99,9 @@ def costs(engine: Engine, times: int = 3) -> CostTable:
     """
     if engine.busy or engine.scheduler.pool.kept:
         raise RuntimeError("costs are measured on an idle engine that keeps no pages")
-    measurement = _Measurement(engine.state, engine.target, engine.drafter, engine.make_attention)
+    measurement = Measurement(
+        engine.state, engine.target, engine.drafter, engine.make_attention, engine.graphs.make_recorder
+    )
     with torch.inference_mode():
         return median_table([measurement.table(engine.pacer.most_rows) for _ in range(times)])
 

@@ -21,7 +21,8 @@ from redraft.drafts.none import NoDrafter
 from redraft.kernels.attention import MakeAttention
 from redraft.kernels.linear import Linear
 from redraft.server.engine.config import PAGE
-from redraft.server.engine.graphs import Graphs, cuda_recorder
+from redraft.server.engine.graphs import Graphs
+from redraft.server.engine.recording import cuda_recorder
 from redraft.server.engine.round import Plan, Ran, run_round
 from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.state import DeviceState
@@ -107,7 +108,7 @@ class Steps:
             state.active[: case.requests] = True
             self._wait()
             begun = time.perf_counter()
-            self.committed = run(plan).committed
+            self.committed = run(plan)[0].committed
             self._wait()
             times.append(time.perf_counter() - begun)
         return sorted(times)[len(times) // 2]
@@ -145,8 +146,8 @@ def _runner(state: DeviceState, target: Target, drafter: Drafter, make_attention
     def run(plan: Plan) -> Ran:
         return run_round(state, target, drafter, plan, make_attention)
 
-    record = cuda_recorder() if state.device.type == "cuda" else lambda again: again
-    return Graphs(run, record, state.slots, state.positions)
+    make_recorder = cuda_recorder if state.device.type == "cuda" else None
+    return Graphs(run, make_recorder, state.slots, state.positions)
 
 
 def step_speed(

@@ -16,18 +16,8 @@ from redraft.kernels.triton_support import use_triton
 MakeAttention = Callable[[Rows, Tensor, int, int], Attention]
 
 
-def twin_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
-    """The reference: fixed shapes, any device."""
-    return TwinAttention(rows, page_table, position_bound)
-
-
-def cuda_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
-    """The GPU's: in Triton, the twin where there is none."""
-    return block_attention(rows, page_table, position_bound, head_dim)
-
-
 def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
-    """The CPU's: compiled where that is possible, else torch's products over the spans of requests."""
+    """The target's on a CPU: compiled where that is possible, else torch's products over the spans of requests."""
     library = load_fused()
     if library is None or head_dim % LANES:
         return CpuAttention(rows, page_table)
@@ -35,9 +25,10 @@ def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim:
 
 
 def block_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int, first: int = 0) -> Attention:
-    """For rows that may see rows behind them, as a draft's block does: the twin where nothing is compiled.
+    """The target's on a GPU; and a draft's anywhere, whose rows may see rows behind them.
 
-    Positions before ``first`` are seen by none but their own rows; what lies in their cells has to be finite.
+    Positions before ``first`` are seen by none but their own rows; what lies in their cells has to be finite.  Where
+    nothing is compiled it is the twin.
     """
     if use_triton(rows.token, page_table):
         return PagedAttention(rows, page_table, position_bound, first)

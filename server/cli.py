@@ -32,6 +32,7 @@ from redraft.server.observe_options import LogForm, LogPrompts, MetricsNames, Ot
 from redraft.server.options import (
     DEFAULT_TARGET,
     BatchedTokens,
+    CudaGraphs,
     Device,
     Draft,
     DraftNgram,
@@ -80,6 +81,7 @@ def serve(
     max_num_seqs: NumSeqs = 8,
     max_num_batched_tokens: BatchedTokens = None,
     prefix_caching: PrefixCaching = True,
+    cuda_graphs: CudaGraphs = True,
     speculation: Speculation = "auto",
     max_nodes: Nodes = None,
     host: Host = "127.0.0.1",

@@ -118,7 +118,11 @@ TABLE: tuple[Metric, ...] = (
         "Rows that a round verified for all requests together, padding and prefill left out.",
         edges=PASS_EDGES,
     ),
-    counter("round_seconds", "Seconds that rounds took, by the device's clock.", unit="s"),
+    counter(
+        "round_seconds",
+        "Seconds that rounds took, by the device's clock; on a GPU without those that compile or are recorded.",
+        unit="s",
+    ),
     counter(
         "plain_seconds_estimated",
         "Seconds that the same tokens would have taken without drafts, by the engine's measured costs.",

@@ -156,6 +156,14 @@ PrefixCaching = Annotated[
         help="Keep what was computed of a text, while there is room, for later prompts that begin the same.",
     ),
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        envvar="REDRAFT_CUDA_GRAPHS",
+        help="On a GPU, record rounds as CUDA graphs and launch each as one. Without, they take longer and need "
+        "somewhat less memory.",
+    ),
+]
 ToolParser = Annotated[
     Literal["auto", "none", "hermes", "llama3", "qwen3_coder"],
     typer.Option(

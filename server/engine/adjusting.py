@@ -89,7 +89,7 @@ class Adjusting:
             count_committed(self.penalties, committed)
 
     def reserve(self) -> None:
-        """Make every table now, so that no request has to."""
+        """Make every table now (dry_run.py)."""
         self.penalties = self.penalties or self._new_penalties()
         self.bias = self.bias or self._new_bias()
 

@@ -19,12 +19,13 @@ from redraft.kernels.attention import MakeAttention
 from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.grammar import Grammars
-from redraft.server.engine.graphs import Graphs, Recorder
+from redraft.server.engine.graphs import Graphs
 from redraft.server.engine.guiding import TreeMasks, force, is_guided, obeyed
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.progress import say
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
+from redraft.server.engine.recording import MakeRecorder
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
 from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
@@ -49,9 +50,9 @@ class Engine:
         make_attention: MakeAttention,
         pacer: Pacer,
         grammars: Grammars,
-        recorder: Recorder[Ran] | None = None,
+        make_recorder: MakeRecorder | None = None,
     ) -> None:
-        """``recorder`` makes graphs of rounds; without one every round is launched op by op."""
+        """``make_recorder`` is for graphs of rounds; without it every round is launched op by op."""
         self.info = info
         self.target = target
         self.state = state
@@ -62,7 +63,7 @@ class Engine:
         # a GPU's results are read one round behind, so that launching never waits for them
         self.lag = 1 if state.device.type == "cuda" else 0
         self.pending: deque[PendingRound] = deque()
-        self.recorder = recorder
+        self.graphs = Graphs(self._round, make_recorder, state.slots, state.positions)
         self.prompt_scores = PromptScores()
         self.drafter = drafter
 
@@ -80,7 +81,7 @@ class Engine:
         # pages with another draft's keys and values, or without any, would make this one draft badly
         self.scheduler.version = drafter.version if drafter.context.layers else ""
         # graphs are of one drafter
-        self.graphs = self.recorder and Graphs(self._round, self.recorder, self.state.slots, self.state.positions)
+        self.graphs.forget()
 
     @property
     def busy(self) -> bool:
@@ -105,14 +106,16 @@ class Engine:
     def step(self) -> StepOutput:
         """Make room, admit what fits, run one pass, read back what is due."""
         outputs = self._make_room()
-        for sequence in self.scheduler.admit():
-            outputs += self._admit(sequence)
-        prefilled = 0
+        prefilled, short = 0, None
         try:
+            for sequence in self.scheduler.admit():
+                outputs += self._admit(sequence)
             prefilled = self._pass()
             self.scheduler.relief.passed()
         except torch.OutOfMemoryError as error:
-            outputs += self._relieve(error)
+            short = str(error)
+        if short is not None:  # not before the error is gone, which holds what the pass had made
+            outputs += self._relieve(short)
         while len(self.pending) > self._behind():
             outputs += self._collect(self.pending.popleft())
         if not self.busy:
@@ -143,31 +146,29 @@ class Engine:
         """Bring a request onto the device; what is wrong with one alone ends that one."""
         try:
             self.state.admit(sequence, self.pacer.allowed(sequence))
-        except torch.AcceleratorError:
-            # the device itself has failed
-            raise
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # for relief, or the device itself has failed
         except Exception as error:
             traceback.print_exc()
             return [self._fail(sequence, f"the request could not be begun ({type(error).__name__})")]
         self._begin_decoding(sequence)
         return []
 
-    def _relieve(self, error: torch.OutOfMemoryError) -> list[RoundOutput]:
+    def _relieve(self, short: str) -> list[RoundOutput]:
         """After a pass without enough memory: rounds before it count, and everybody else tries again (relief.py)."""
-        outputs: list[RoundOutput] = []
-        ran = len(self.scheduler.running)
-        say(f"out of device memory in a pass for {ran} requests: {str(error).partition('.')[0]}")
-        self.scheduler.relief.failed(ran)
+        outputs, ran = list[RoundOutput](), len(self.scheduler.running)
+        say(f"out of device memory in a pass for {ran} requests: {short.partition('.')[0]}")
         # some may turn out to have ended before; who is left of several was not alone in the pass
         while self.pending:
             outputs += self._collect(self.pending.popleft())
-        if ran == 1:
+        alone = not self.graphs.forget() and ran == 1
+        self.scheduler.relief.failed(ran, alone=alone)
+        if alone:
             reason = "the device has not enough memory for this request, even alone"
             outputs += [self._fail(sequence, reason) for sequence in list(self.scheduler.running.values())]
         for slot in self.scheduler.vacate_all():
             self.state.release(slot)
-        if self.state.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return outputs
 
     def _fail(self, sequence: Sequence, reason: str) -> RoundOutput:
@@ -212,9 +213,9 @@ class Engine:
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, prefill, start)
         watch = Stopwatch(self.state.device)
         masks = TreeMasks(decoding, self.grammars.words) if guided else None
-        ran = self.graphs(plan) if self.graphs and not guided else self._round(plan, masks)
+        ran, usual = (self._round(plan, masks), True) if guided else self.graphs(plan)
         watch.stop()
-        self.pending.append(read_back(decoding, work, watch, ran, masks, pace.plain))
+        self.pending.append(read_back(decoding, work, watch if usual else None, ran, masks, pace.plain))
         return ran.prompts
 
     def _round(self, plan: Plan, masks: TreeMasks | None = None) -> Ran:
@@ -243,7 +244,8 @@ class Engine:
 
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:
         outcomes = pending.outcomes(list(self.scheduler.running.values()))
-        self.pacer.took(pending.work, pending.watch.seconds)
+        if pending.watch is not None:
+            self.pacer.took(pending.work, pending.watch.seconds)
         self.scheduler.tally.round(pending, outcomes)
         if pending.work.drafting:
             self._learn(outcomes)

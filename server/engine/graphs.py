@@ -14,18 +14,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-import torch
-
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.progress import say
+from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded
 from redraft.server.engine.round import Plan
 
 T = TypeVar("T")
-Replay = Callable[[], T]
-Recorder = Callable[[Callable[[], T]], Replay[T]]
-"""Runs nothing: what it returns does, each time it is called, and gives the same tensors anew."""
 
 MOST_GRAPHS = 64
-"""Kept at once; the one that was not used for longest makes room."""
+"""Kept at once; the one that was not used for longest makes room, and its kind has to come twice again."""
+MOST_SEEN = 1024
+"""Kinds remembered that came once; the one that came first makes room."""
 
 
 def rounded(plan: Plan, slots: int, positions: int) -> Plan:
@@ -47,51 +46,57 @@ def rounded(plan: Plan, slots: int, positions: int) -> Plan:
 class Graphs(Generic[T]):
     """Runs rounds, by graph where it has one."""
 
-    def __init__(self, run: Callable[[Plan], T], record: Recorder[T], slots: int, positions: int) -> None:
-        """``run`` a round as it is; ``slots`` and ``positions`` bound what plans are rounded to."""
-        self.run, self.record, self.slots, self.positions = run, record, slots, positions
-        self.recorded: OrderedDict[Plan, Replay[T] | None] = OrderedDict()
-        """None: was run once."""
+    def __init__(
+        self, run: Callable[[Plan], T], make_recorder: MakeRecorder | None, slots: int, positions: int
+    ) -> None:
+        """``run`` a round as it is; without ``make_recorder`` all of them are.
+
+        A recorder is made for as long as graphs are kept, and gives its memory back with them.  ``slots`` and
+        ``positions`` bound what plans are rounded to.
+        """
+        self.run, self.make_recorder, self.slots, self.positions = run, make_recorder, slots, positions
+        self.recorder: Recorder | None = None
+        self.recorded: OrderedDict[Plan, Callable[[], T]] = OrderedDict()
+        """The least used first."""
+        self.seen: OrderedDict[Plan, None] = OrderedDict()
+        """Kinds that were run once and not recorded yet, the oldest first."""
         self.failure: str | None = None
         """Why nothing is recorded any more."""
 
-    def __call__(self, plan: Plan) -> T:
-        """Run ``plan``'s round."""
-        if self.failure is not None or plan.chunks or plan.asked.slots:
-            return self.run(plan)
+    def __call__(self, plan: Plan) -> tuple[T, bool]:
+        """Run ``plan``'s round; and whether it was run as further ones of its kind will be."""
+        if self.make_recorder is None or self.failure is not None or plan.chunks or plan.asked.slots:
+            return self.run(plan), True
         plan = rounded(plan, self.slots, self.positions)
-        if plan not in self.recorded:
-            self.recorded[plan] = None
-            while len(self.recorded) > MOST_GRAPHS:
-                self.recorded.popitem(last=False)
-            return self.run(plan)
-        self.recorded.move_to_end(plan)
-        replay = self.recorded[plan]
-        if replay is None:
-            try:
-                replay = self.recorded[plan] = self.record(lambda: self.run(plan))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self.failure = str(error)
-                self.recorded.clear()
-                return self.run(plan)
-        return replay()
+        if plan in self.recorded:
+            self.recorded.move_to_end(plan)
+            return self.recorded[plan](), True
+        if plan in self.seen:
+            self.recorder = self.recorder or self.make_recorder()
+            return self._record(plan, self.recorder)(), False
+        self.seen[plan] = None
+        if len(self.seen) > MOST_SEEN:
+            self.seen.popitem(last=False)
+        return self.run(plan), False
 
+    def forget(self) -> bool:
+        """Let go of all graphs and the memory that they hold; whether there were any."""
+        had = bool(self.recorded)
+        self.recorded.clear()
+        self.seen.clear()
+        # the next one begins with memory of its own: of this one's some may still be held
+        self.recorder = None
+        return had
 
-def cuda_recorder() -> Recorder[T]:
-    """Records on the current GPU; all graphs share one pool of memory, since they never run at once."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(run: Callable[[], T]) -> Replay[T]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            made = run()
-
-        def replay() -> T:
-            graph.replay()
-            return made
-
+    def _record(self, plan: Plan, recorder: Recorder) -> Callable[[], T]:
+        while len(self.recorded) >= MOST_GRAPHS:
+            self.recorded.popitem(last=False)
+        try:
+            replay = self.recorded[plan] = recorded(recorder, lambda: self.run(plan))
+        except RecordingError as error:
+            self.failure = str(error)
+            say(f"rounds cannot be recorded as CUDA graphs and are launched op by op, which is slower: {error}")
+            self.forget()
+            return lambda: self.run(plan)
+        del self.seen[plan]
         return replay
-
-    return record

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +78,10 @@ class TreeMasks:
         if self.ready is not None:
             self.ready.synchronize()
         token, slot, parent = (copy.tolist() for copy in self.copies)
-        masks = np.full((len(token), self.words), EVERY_TOKEN, dtype=np.int32)
+        # pinned, or the host would wait until the GPU has come as far as the copy
+        pinned, shape = self.device.type == "cuda", (len(token), self.words)
+        on_host = torch.full(shape, EVERY_TOKEN, dtype=torch.int32, pin_memory=pinned)
+        masks = on_host.numpy()
         of_slot: dict[int, list[int]] = {number: [] for number in self.matchers}
         for row, number in enumerate(slot):
             if number in of_slot:
@@ -95,7 +97,7 @@ class TreeMasks:
                     self._left_out += [rows[node] for node in left_out]
                 except RedraftError as error:
                     self.failures[number] = str(error)
-        return torch.from_numpy(masks).to(self.device, non_blocking=True)
+        return on_host.to(self.device, non_blocking=True)
 
     def left_out(self) -> Tensor | None:
         """[R] bool, rows that must not be accepted, if any; known once ``masks`` is through."""

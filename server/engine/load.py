@@ -11,7 +11,7 @@ import torch
 
 from redraft.drafts.base import Drafter
 from redraft.kernels import linear
-from redraft.kernels.attention import cpu_attention, cuda_attention
+from redraft.kernels.attention import block_attention, cpu_attention
 from redraft.kernels.pack_tree import MAX_NODES
 from redraft.kernels.tree_attention import CHUNK
 from redraft.kernels.triton_support import HAS_TRITON
@@ -21,11 +21,10 @@ from redraft.server.engine.costs import Costs
 from redraft.server.engine.draft_choice import DraftChoice, choose_draft
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.grammar import Grammars
-from redraft.server.engine.graphs import Recorder, cuda_recorder
 from redraft.server.engine.hardware import architecture, available_bytes, choose_device, choose_dtype, machine
-from redraft.server.engine.measure_costs import cost_table
+from redraft.server.engine.measure_costs import Measurement, cost_table
 from redraft.server.engine.pace import LEAST_PREFILL, Pacer
-from redraft.server.engine.round import Ran
+from redraft.server.engine.recording import cuda_recorder
 from redraft.server.engine.scheduler import Scheduler
 from redraft.server.engine.self_check import differences, report
 from redraft.server.engine.sizing import fit
@@ -92,7 +91,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         positions = sizes.max_model_len + tree_rows
         target = Target(spec, weights, positions)
         drafter = choice.make(weights.embedding, lambda: head_tensor(folder, spec, weights), positions)
-        make_attention = cpu_attention if device.type == "cpu" else cuda_attention
+        make_attention = cpu_attention if device.type == "cpu" else block_attention
         kernels = target.ops.name
         if device.type == "cuda":
             kernels += f", attention in {'Triton' if HAS_TRITON else 'torch'}"
@@ -105,11 +104,13 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         notes = [why_device, why_dtype, choice.why, f"kernels: {kernels}"]
         differing = differences(target, make_attention) if config.self_check else []
         notes.append(report(differing) if config.self_check else "self-check: left out")
-        made_of = (config.target_sha, dtype, KERNELS, kernels, machine(device), torch.__version__)
-        identity = "|".join(map(str, made_of))
+        make_recorder = cuda_recorder if device.type == "cuda" and config.cuda_graphs else None
         costs = None
         if config.measure_costs:
-            table, source = cost_table(state, target, drafter, make_attention, most_rows, identity)
+            launched = "op by op" if make_recorder is None else "by graph"
+            made_of = (config.target_sha, dtype, KERNELS, kernels, machine(device), torch.__version__, launched)
+            measurement = Measurement(state, target, drafter, make_attention, make_recorder)
+            table, source = cost_table(measurement, most_rows, "|".join(map(str, made_of)))
             notes.append(f"costs of passes: {source}")
             costs = Costs(table)
     notes.append(
@@ -132,9 +133,8 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, reuse=config.prefix_caching)
     most_nodes = choice.candidates if config.max_nodes is None else choice.nodes
     pacer = Pacer(most_rows, most_nodes, config.speculation, costs)
-    recorder: Recorder[Ran] | None = cuda_recorder() if graphs else None
     grammars = Grammars(folder / "tokenizer.json", spec.vocab, state.eos)
-    return Engine(info, target, drafter, state, scheduler, make_attention, pacer, grammars, recorder)
+    return Engine(info, target, drafter, state, scheduler, make_attention, pacer, grammars, make_recorder)
 
 
 def _most_rows(config: EngineConfig, device: torch.device) -> int:

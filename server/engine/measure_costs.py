@@ -21,6 +21,7 @@ from redraft.kernels.attention import MakeAttention
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.costs import CostTable, read_table
 from redraft.server.engine.prefill_rows import Chunk, prefill_rows
+from redraft.server.engine.recording import MakeRecorder, RecordingError, recorded
 from redraft.server.engine.round import Plan, forward_rows, run_round
 from redraft.server.engine.rows_plan import BUCKETS, row_bucket
 from redraft.server.engine.state import DeviceState
@@ -43,18 +44,12 @@ LENGTH = 64
 """Of the texts that drafts are measured on."""
 
 
-def cost_table(
-    state: DeviceState,
-    target: Target,
-    drafter: Drafter,
-    make_attention: MakeAttention,
-    most_rows: int,
-    identity: str,
-) -> tuple[CostTable, str]:
-    """The table of this engine and a line on where it is from.  ``identity`` names all that costs depend on."""
-    name = hashlib.sha256(f"{identity}|{drafter.name}|{drafter.version}|{state.slots}|{most_rows}".encode()).hexdigest()
+def cost_table(measurement: Measurement, most_rows: int, identity: str) -> tuple[CostTable, str]:
+    """The table of an engine and a line on where it is from.  ``identity`` names all that costs depend on."""
+    drafter, slots = measurement.drafter, measurement.state.slots
+    name = hashlib.sha256(f"{identity}|{drafter.name}|{drafter.version}|{slots}|{most_rows}".encode()).hexdigest()
     path = cache_root() / "costs" / f"{name[:16]}.json"
-    begun, measurement = time.perf_counter(), _Measurement(state, target, drafter, make_attention)
+    begun = time.perf_counter()
     with contextlib.suppress(OSError, ValueError):
         table = read_table(json.loads(path.read_text()))
         if measurement.confirms(table):
@@ -68,14 +63,26 @@ def cost_table(
     return table, f"measured in {time.perf_counter() - begun:.1f} s"
 
 
-class _Measurement:
-    def __init__(self, state: DeviceState, target: Target, drafter: Drafter, make_attention: MakeAttention) -> None:
+class Measurement:
+    """Measures one engine's passes and drafts, while nothing else uses its state."""
+
+    def __init__(
+        self,
+        state: DeviceState,
+        target: Target,
+        drafter: Drafter,
+        make_attention: MakeAttention,
+        make_recorder: MakeRecorder | None = None,
+    ) -> None:
+        """With ``make_recorder`` what is timed are recordings, as rounds will be."""
         self.state, self.target, self.drafter, self.make_attention = state, target, drafter, make_attention
+        self.make_recorder = make_recorder
         self.pages = state.kv.shape[2] // PAGE - 1
         # no more than is measured: on a CPU the cache is mapped when it is touched, and what was borrowed is zeroed
         self.room = min(min(self.pages, state.page_table.shape[1]) * PAGE, state.positions, CONTEXT + PAGE)
 
     def table(self, most_rows: int) -> CostTable:
+        """Measured anew."""
         begun = time.perf_counter()
         sizes, passes = list[int](), list[float]()
         room = self.room
@@ -163,6 +170,9 @@ class _Measurement:
     def _seconds(self, run: Callable[[], object]) -> float:
         """The best of some, after one that may compile or allocate: until the two best agree, for others use it too."""
         run()
+        if self.make_recorder is not None:
+            with contextlib.suppress(RecordingError):  # the first round will say so
+                run = recorded(self.make_recorder(), run)
         times = list[float]()
         while len(times) < 2 or (len(times) < MOST_RUNS and times[1] > (1 + AGREE) * times[0]):
             self._wait()

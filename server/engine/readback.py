@@ -69,7 +69,8 @@ class PendingRound:
     slots: tuple[tuple[Sequence, int], ...]
     """Who took part, and where."""
     work: Work
-    watch: Stopwatch
+    watch: Stopwatch | None
+    """None where it was recorded, or run for the first time: that takes longer than a round does."""
     copies: tuple[Tensor, ...]
     """Tokens, count, accepted, drafted, finish; with a draft, or who asks, also the trees' tokens, parents, scores."""
     ready: torch.cuda.Event | None
@@ -125,7 +126,7 @@ def _reason(code: int) -> FinishReason | None:
 def read_back(
     sequences: Many[Sequence],
     work: Work,
-    watch: Stopwatch,
+    watch: Stopwatch | None,
     ran: Ran,
     masks: TreeMasks | None = None,
     plain: PlainCost | None = None,

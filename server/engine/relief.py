@@ -21,11 +21,11 @@ class Relief:
         self._slots = slots
         self._calm = 0
 
-    def failed(self, running: int) -> None:
-        """A pass failed while so many ran.  If it was one alone, memory is short for that one only."""
+    def failed(self, running: int, *, alone: bool) -> None:
+        """A pass failed while so many ran; ``alone``: memory is short for one of them only."""
         self.failures += 1
         self._calm = 0
-        self.most = running // 2 if running > 1 else self._slots
+        self.most = self._slots if alone else max(running // 2, 1)
 
     def passed(self) -> None:
         """A step went well."""

@@ -50,8 +50,7 @@ class RoundScores:
 
     def copied(self) -> RoundScores:
         """To the host, without waiting."""
-        host = Logprobs(*(part.to("cpu", non_blocking=True) for part in _parts(self.scores)))
-        return RoundScores(self.asked, host, self.index.to("cpu", non_blocking=True))
+        return RoundScores(self.asked, _on_host(self.scores), self.index.to("cpu", non_blocking=True))
 
     def read(self) -> dict[int, list[TokenLogprobs]]:
         """By slot, token by token; beyond a slot's count anything."""
@@ -68,15 +67,18 @@ class PromptScores:
         """By the position of the row that the first of them came from."""
 
     def found(self, request_id: str, start: int, scores: Logprobs) -> None:
-        """Those of the tokens behind the rows from ``start`` on."""
-        self._found.setdefault(request_id, {})[start] = scores
+        """Those of the tokens behind the rows from ``start`` on; copied to the host without waiting."""
+        self._found.setdefault(request_id, {})[start] = _on_host(scores)
 
     def forget(self, request_id: str) -> None:
         """It left; harmless if there are none."""
         self._found.pop(request_id, None)
 
     def told(self, request_id: str) -> tuple[TokenLogprobs, ...]:
-        """All of a request's, in order; forgotten from now on.  Waits for a GPU."""
+        """All of a request's, in order; forgotten from now on.
+
+        Called when a round of the request's is back, which was launched after the last of its prompt.
+        """
         entries: dict[int, TokenLogprobs] = {}
         for start, scores in self._found.pop(request_id, {}).items():
             columns = [part.tolist() for part in _parts(scores)]
@@ -127,6 +129,11 @@ def _of_chunk(state: DeviceState, target: Target, hidden: Tensor, first: int, ch
 def _entry(columns: Many[list[Any]], row: int, top: int | None = None) -> TokenLogprobs:
     chosen, rank, token, value = (column[row] for column in columns)
     return TokenLogprobs(chosen, rank, tuple(zip(token[:top], value[:top], strict=True)))
+
+
+def _on_host(scores: Logprobs) -> Logprobs:
+    """On its way there: from a GPU into pinned memory, there when what was launched behind it is."""
+    return Logprobs(*(part.to("cpu", non_blocking=True) for part in _parts(scores)))
 
 
 def _parts(scores: Logprobs) -> tuple[Tensor, ...]:

@@ -42,6 +42,8 @@ class Tally:
         self._rows += rows
         self._nodes += drafted
         self._forced += forced
+        if pending.watch is None:
+            return
         seconds = pending.watch.seconds
         self._round_seconds += seconds
         if pending.plain is not None:

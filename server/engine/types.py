@@ -209,7 +209,8 @@ class PassStats:
     """Drafted nodes that were verified, and how many of them grammars drafted."""
     forced: int = 0
     round_seconds: float = 0.0
-    """That rounds took, by the device's clock, prefill in the same passes included."""
+    """That rounds took, by the device's clock, prefill in the same passes included; not those that were recorded, or
+    run for the first time to be recorded next."""
     plain_seconds: float = 0.0
     """That the same tokens would have taken without drafts, by the measured costs; 0 where none were measured."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from redraft.kernels.layer_ops import TorchOps
 from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK, Attention, CpuAttention, TwinAttention
+from redraft.server.engine import guiding
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.target.decoder import Target
@@ -90,6 +92,12 @@ def quick_config(random_target: Callable[[str], Path]) -> Callable[..., EngineCo
         return EngineConfig(target, "tiny", "0", **{**quick, **changes})
 
     return make
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks through grammars take the time that they need, or what is accepted would depend on who uses the machine."""
+    monkeypatch.setattr(guiding, "MASK_SECONDS", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from redraft.drafts.none import NoDrafter
 from redraft.kernels import attention
 from redraft.kernels.paged_attention import PagedAttention
 from redraft.kernels.rows import Rows
-from redraft.kernels.tree_attention import Attention
+from redraft.kernels.tree_attention import Attention, TwinAttention
 from redraft.kernels.triton_support import HAS_TRITON
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.load import build_engine
@@ -58,9 +57,9 @@ def test_tokens_are_those_of_the_cpus_attention(
 
     def few_rows(rows: Rows, page_table: Tensor, bound: int, head_dim: int) -> Attention:
         """Prefill would take the interpreter a minute."""
-        make: Any = attention.cuda_attention if len(rows.token) <= 16 else attention.twin_attention
-        made: Attention = make(rows, page_table, bound, head_dim)
-        return made
+        if len(rows.token) > 16:
+            return TwinAttention(rows, page_table, bound)
+        return attention.block_attention(rows, page_table, bound, head_dim)
 
     monkeypatch.setattr(attention, "use_triton", lambda *tensors: True)
     monkeypatch.setattr(attention, "PagedAttention", Noted)

@@ -24,6 +24,7 @@ from redraft.server.engine.load import build_engine
 from redraft.server.engine.types import FinishReason, Request, SamplingParams
 
 PROMPT = tuple(range(5, 21))
+pytestmark = pytest.mark.usefixtures("unhurried")
 MANY_WAYS = " | ".join(" ".join(["e"] * parts) for parts in range(2, 14))
 ITEMS = f'start: "y" z z z | "x" e\nz: "z"\ne: {MANY_WAYS} | /a/'
 """Behind "x" every "a" has more parses than the one before."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ class Recorder:
 
 
 def make(recorder: Callable[[Callable[[], Plan]], Callable[[], Plan]]) -> Graphs[Plan]:
-    return Graphs(lambda plan: plan, recorder, slots=6, positions=5000)
+    return Graphs(lambda plan: plan, lambda: recorder, slots=6, positions=5000)
 
 
 @given(bound=st.integers(0, 5000), requests=st.integers(0, 6))
@@ -57,13 +58,15 @@ def test_few_kinds_cover_a_long_context() -> None:
 
 
 def test_a_kind_is_run_then_recorded_then_replayed() -> None:
+    """And the two rounds that take longer than those to come say so."""
     recorder = Recorder()
     run = make(recorder)
-    shown = [
-        (run(replace(PLAN, context_bound=200 + n)).context_bound, recorder.made, recorder.replayed) for n in (0, 1, 2)
-    ]
-    assert shown == [(256, 0, 0), (256, 1, 1), (256, 1, 2)]
-    assert run(replace(PLAN, sampled=True)).sampled
+    shown = []
+    for n in range(4):
+        plan, usual = run(replace(PLAN, context_bound=200 + n))
+        shown.append((plan.context_bound, recorder.made, recorder.replayed, usual))
+    assert shown == [(256, 0, 0, False), (256, 1, 1, False), (256, 1, 2, True), (256, 1, 3, True)]
+    assert run(replace(PLAN, sampled=True))[0].sampled
     assert recorder.made == 1
 
 
@@ -72,8 +75,13 @@ def test_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, An
     recorder = Recorder()
     run = make(recorder)
     plan = replace(PLAN, **special)
-    assert [run(plan) for _ in range(3)] == [plan] * 3
-    assert not run.recorded
+    assert [run(plan) for _ in range(3)] == [(plan, True)] * 3
+    assert not recorder.made
+
+
+def test_without_a_recorder_rounds_are_run_as_they_are() -> None:
+    run: Graphs[Plan] = Graphs(lambda plan: plan, None, slots=6, positions=5000)
+    assert [run(PLAN) for _ in range(3)] == [(PLAN, True)] * 3
 
 
 def test_the_least_used_graph_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,12 +92,74 @@ def test_the_least_used_graph_makes_room(monkeypatch: pytest.MonkeyPatch) -> Non
         run(replace(PLAN, rows=rows))
     assert recorder.made == 3
     assert [plan.rows for plan in run.recorded] == [16, 4]
+    # what made room is as any other kind that was not seen
+    assert [run(replace(PLAN, rows=8))[1] for _ in range(3)] == [False, False, True]
 
 
-def test_where_recording_fails_rounds_go_on() -> None:
+def test_what_comes_once_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(graphs, "MOST_SEEN", 3)
+    recorder = Recorder()
+    run = make(recorder)
+    for rows in (4, 4, 8, 16, 32, 64, 128):
+        run(replace(PLAN, rows=rows))
+    assert [plan.rows for plan in run.recorded] == [4]
+    assert [plan.rows for plan in run.seen] == [32, 64, 128]
+    assert run(replace(PLAN, rows=4))[1]
+    assert recorder.made == 1
+
+
+def test_where_recording_fails_rounds_go_on_and_the_operator_hears_of_it_once(capfd: pytest.CaptureFixture) -> None:
+    made = 0
+
     def fails(run: Callable[[], Plan]) -> Callable[[], Plan]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        nonlocal made
+        made += 1
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
     run = make(fails)
-    assert [run(PLAN).rows for _ in range(3)] == [8, 8, 8]
-    assert run.failure == "operation not permitted when stream is capturing"
+    assert [run(PLAN)[0].rows for _ in range(4)] == [8, 8, 8, 8]
+    run.forget()
+    assert [run(PLAN)[0].rows for _ in range(4)] == [8, 8, 8, 8]
+    assert (run.failure, made) == ("operation not permitted when stream is capturing", 1)
+    told = capfd.readouterr().err
+    assert (
+        told.count("\n")
+        == told.count("op by op, which is slower: operation not permitted when stream is capturing")
+        == 1
+    )
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("no room"), torch.AcceleratorError("illegal access")])
+def test_what_is_not_about_recording_is_raised_and_may_be_tried_again(fault: RuntimeError) -> None:
+    faults, recorder = [fault], Recorder()
+
+    def once(run: Callable[[], Plan]) -> Callable[[], Plan]:
+        if faults:
+            raise faults.pop()
+        return recorder(run)
+
+    run = make(once)
+    run(PLAN)
+    with pytest.raises(type(fault)):
+        run(PLAN)
+    assert run.failure is None
+    assert [run(PLAN)[1] for _ in range(2)] == [False, True]
+
+
+def test_forgotten_graphs_leave_nothing_to_the_next_ones() -> None:
+    recorders: list[Recorder] = []
+
+    def make_recorder() -> Recorder:
+        recorders.append(Recorder())
+        return recorders[-1]
+
+    run = Graphs(lambda plan: plan, make_recorder, slots=6, positions=5000)
+    assert not run.forget()
+    for rows in (8, 8, 16, 16, 32):
+        run(replace(PLAN, rows=rows))
+    assert [recorder.made for recorder in recorders] == [2]
+    assert run.forget()
+    assert not run.forget()
+    assert [run(replace(PLAN, rows=32))[1] for _ in range(3)] == [False, False, True]
+    assert [recorder.made for recorder in recorders] == [2, 1]

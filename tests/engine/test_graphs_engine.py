@@ -13,7 +13,8 @@ from redraft.drafts.none import NoDrafter
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
-from redraft.server.engine.round import Ran
+from redraft.server.engine.readback import Stopwatch
+from redraft.server.engine.round import Plan, Ran
 from redraft.server.engine.types import SamplingParams
 
 PROMPTS = [list(range(1, 9)) * 2, list(range(30, 37)), [5, 6] * 70]
@@ -36,7 +37,7 @@ def recording(config: EngineConfig, request: pytest.FixtureRequest) -> tuple[Eng
         recorded.append(engine.drafter.name)
         return run
 
-    engine.recorder, engine.lag = record, request.param
+    engine.graphs.make_recorder, engine.lag = lambda: record, request.param
     return engine, recorded
 
 
@@ -54,3 +55,25 @@ def test_recorded_rounds_commit_what_others_do(
     assert set(recorded) == {"ngram", "none"}
     assert recorded.index("none") > 0
     assert "ngram" in recorded[recorded.index("none") :]
+
+
+def test_what_rounds_take_is_learned_of_those_that_are_as_later_ones(
+    recording: tuple[Engine, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of a kind compiles and the second is recorded: neither says anything of the third."""
+    engine, recorded = recording
+    run, rounds, told = engine.graphs.run, list[Plan](), list[float]()
+
+    def counted(plan: Plan) -> Ran:
+        rounds.append(plan)
+        return run(plan)
+
+    monkeypatch.setattr(Stopwatch, "seconds", 1.0)
+    monkeypatch.setattr(engine.graphs, "run", counted)
+    monkeypatch.setattr(engine.pacer, "took", lambda work, seconds: told.append(seconds))
+    decode(engine, engine.drafter, PROMPTS, SamplingParams(max_tokens=60, temperature=0.9, seed=3))
+    firsts = len(engine.graphs.seen) + len(engine.graphs.recorded)
+    assert len(recorded) == len(engine.graphs.recorded) > 0
+    assert len(told) == len(rounds) - firsts - len(recorded) > 5
+    # all that were read while somebody was there
+    assert 5 < engine.scheduler.stats().passes.round_seconds <= len(told)

@@ -109,6 +109,7 @@ def test_output_follows_the_grammar_whatever_the_draft(engine: Engine, config: E
     assert {name: tokens(outputs) for name, outputs in run(few, asked).items()} == plain
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_what_is_forced_is_drafted_and_accepted(engine: Engine) -> None:
     (outputs,) = run(engine, [Request("r", PROMPTS[0], HOT, grammar=JSON)]).values()
     accepted, made = sum(output.accepted for output in outputs), len(tokens(outputs)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -81,6 +82,7 @@ def alone(engine: Engine) -> dict[str, list[int]]:
 def _fresh(engine: Engine, request: pytest.FixtureRequest) -> None:
     """No trouble yet; rounds are read as on a CPU, or one behind as on a GPU."""
     engine.scheduler.relief = Relief(SLOTS)
+    engine.graphs.forget()
     engine.lag = request.param
 
 
@@ -179,6 +181,64 @@ def test_what_is_wrong_with_one_request_ends_that_one(engine, alone, monkeypatch
     assert "something about this one" in capfd.readouterr().err
 
 
+def test_a_request_for_which_there_is_no_memory_to_begin_it(engine, alone, monkeypatch):
+    """As in a pass: fewer at once are tried, and who does not fit alone fails."""
+    admit = engine.state.admit
+
+    def broken(sequence: Any, nodes: int) -> None:
+        admit(sequence, nodes)
+        if POISON in sequence.request.prompt or len(engine.scheduler.running) > 4:
+            raise SHORT
+
+    monkeypatch.setattr(engine.state, "admit", broken)
+    found = run(engine, requests(poisoned=3))
+    (failed,) = found.pop("3")
+    assert failed.error == "the device has not enough memory for this request, even alone"
+    assert {name: tokens(outputs) for name, outputs in found.items()} == {k: v for k, v in alone.items() if k != "3"}
+
+
+def test_relief_gives_back_graphs_and_what_the_pass_had_made(engine, monkeypatch):
+    """Before the cache is emptied: what is held then is not given back."""
+    held, events = list[weakref.ref[torch.Tensor]](), list[str]()
+    forget = engine.graphs.forget
+
+    def broken(*_: Any) -> None:
+        made = torch.zeros(3)
+        held.append(weakref.ref(made))
+        # one that is kept would keep what its frames hold
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def noted() -> bool:
+        events.append("forget")
+        return forget()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "run_prefill", broken)
+        patch.setattr(engine.graphs, "forget", noted)
+        patch.setattr(torch.cuda, "empty_cache", lambda: events.append("given back" if held[-1]() is None else "held"))
+        (outputs,) = run(engine, requests()[:1]).values()
+    assert events == ["forget", "given back"]
+    assert outputs[-1].finish_reason is FinishReason.ERROR
+
+
+def test_nobody_fails_for_the_memory_of_graphs(engine, monkeypatch):
+    """One that runs alone is tried again without them."""
+    asked = replace(requests()[1], params=SamplingParams(max_tokens=250, seed=1))
+    wanted = tokens(run(engine, [asked])["1"])
+    recording = list[int]()
+
+    def record(run: Callable[[], Any]) -> Callable[[], Any]:
+        recording.append(len(engine.graphs.recorded))
+        if len(recording) == 2:
+            raise SHORT
+        return run
+
+    monkeypatch.setattr(engine.graphs, "make_recorder", lambda: record)
+    assert tokens(run(engine, [asked])["1"]) == wanted
+    assert recording[:2] == [0, 1]
+    assert engine.scheduler.stats().out_of_memory == 1
+
+
 def test_a_device_that_failed_ends_the_engine(engine, monkeypatch):
     def dead(sequence: Any, nodes: int) -> None:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
@@ -193,8 +253,8 @@ def test_a_device_that_failed_ends_the_engine(engine, monkeypatch):
 
 def test_trouble_halves_and_calm_doubles():
     relief = Relief(8)
-    relief.failed(8)
-    relief.failed(4)
+    relief.failed(8, alone=False)
+    relief.failed(4, alone=False)
     assert relief.most == 2
     for _ in range(RECOVERY_STEPS - 1):
         relief.passed()
@@ -204,7 +264,9 @@ def test_trouble_halves_and_calm_doubles():
     for _ in range(2 * RECOVERY_STEPS):
         relief.passed()
     assert relief.most == 8
-    relief.failed(3)
+    relief.failed(3, alone=False)
     assert relief.most == 1
-    relief.failed(1)
-    assert (relief.most, relief.failures) == (8, 4), "that one was to blame"
+    relief.failed(1, alone=False)
+    assert relief.most == 1, "not that one, but graphs were to blame"
+    relief.failed(1, alone=True)
+    assert (relief.most, relief.failures) == (8, 5), "that one was to blame"

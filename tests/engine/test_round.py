@@ -20,7 +20,7 @@ from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
-from redraft.kernels.attention import cpu_attention, twin_attention
+from redraft.kernels.attention import block_attention, cpu_attention
 from redraft.kernels.linear import Linear
 from redraft.kernels.rows import Rows
 from redraft.server.engine.adjusting import Stages
@@ -147,7 +147,7 @@ def test_no_value_on_the_host_depends_on_a_token(
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
         for _ in range(2):
-            committed = run_round(state, target, drafter, plan, twin_attention).committed
+            committed = run_round(state, target, drafter, plan, block_attention).committed
     assert committed.tokens.shape == (3, width)
     assert committed.count.shape == (3,)
 
@@ -158,7 +158,7 @@ def test_scores_look_at_no_data(slots: tuple[int, ...], rows: int, random_target
     plan = dataclasses.replace(PLAN, asked=Asked(slots, (4, 2)[: len(slots)]))
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(random_target("llama"), "ngram", 7)
-        scores = run_round(state, target, drafter, plan, twin_attention).scores
+        scores = run_round(state, target, drafter, plan, block_attention).scores
     assert scores is not None
     assert scores.scores.value.shape == (rows, 4)
     assert scores.index.shape == (len(slots), 8)
@@ -186,10 +186,10 @@ def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[s
     plan = dataclasses.replace(PLAN, stages=stages)
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(random_target("llama"), kind, 7)
-        state.adjusting.reserve()
-
+        adjusting = state.adjusting
+        adjusting.penalties, adjusting.bias = adjusting._new_penalties(), adjusting._new_bias()
         allow = AllMasked(target.spec.vocab)
-        committed = run_round(state, target, drafter, plan, twin_attention, allow).committed
+        committed = run_round(state, target, drafter, plan, block_attention, allow).committed
     assert committed.tokens.shape == (3, WIDTHS[kind])
 
 
@@ -199,7 +199,7 @@ def test_forced_tokens_join_without_a_look(kind: str, random_target: Callable[[s
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(random_target("llama"), kind, 7)
         state.forced = torch.full((3, 4), -1)
-        committed = run_round(state, target, drafter, plan, twin_attention).committed
+        committed = run_round(state, target, drafter, plan, block_attention).committed
     assert committed.tokens.shape == (3, WIDTHS[kind] + 4)
 
 
@@ -209,13 +209,13 @@ def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
         plan = dataclasses.replace(PLAN, rows=0, requests=0, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2)), prefill=8)
-        assert run_prefill(state, target, drafter, plan, twin_attention) == [None, None]
+        assert run_prefill(state, target, drafter, plan, block_attention) == [None, None]
         scored = dataclasses.replace(plan, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2, scored=3)))
-        _, scores = run_prefill(state, target, drafter, scored, twin_attention)
+        _, scores = run_prefill(state, target, drafter, scored, block_attention)
         assert scores is not None
         assert scores.value.shape == (2, 3)
         beside = dataclasses.replace(plan, rows=5, requests=1, chunks=plan.chunks[:1], capped=True)
-        committed, tree, *_ = run_round(state, target, drafter, beside, twin_attention)
+        committed, tree, *_ = run_round(state, target, drafter, beside, block_attention)
     assert committed.tokens.shape == tree.token.shape == (3, 8)
 
 

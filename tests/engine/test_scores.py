@@ -13,9 +13,11 @@ from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSibl
 from redraft.drafts.base import Drafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.scores import PromptScores
 from redraft.server.engine.types import (
     EngineStats,
     FinishReason,
@@ -193,6 +195,25 @@ def test_a_request_that_leaves_early_leaves_no_scores(config: EngineConfig) -> N
     assert engine.prompt_scores._found
     engine.cancel("r")
     assert not engine.prompt_scores._found
+
+
+class OnDevice:
+    """Of a tensor on a GPU what can be had without waiting: a copy on its way."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def to(self, device: str, *, non_blocking: bool) -> torch.Tensor:
+        assert (device, non_blocking) == ("cpu", True)
+        return self.tensor
+
+
+def test_scores_of_a_prompt_are_copied_when_found_and_waited_for_by_nobody() -> None:
+    chosen, rank = torch.tensor([-1.0, -2.0]), torch.tensor([1, 3])
+    found: Any = Logprobs(*map(OnDevice, (chosen, rank, torch.tensor([[4], [5]]), torch.tensor([[-0.5], [-0.25]]))))
+    scores = PromptScores()
+    scores.found("r", 7, found)
+    assert scores.told("r") == (TokenLogprobs(-1.0, 1, ((4, -0.5),)), TokenLogprobs(-2.0, 3, ((5, -0.25),)))
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,14 @@ TABLE = CostTable((2, 8, 64), (0.010, 0.010, 0.024), 0.0, 0.0, (1,), (0.003,), r
 class Took:
     """A round by its measurements alone."""
 
-    seconds: float
+    seconds: float | None
     plain: PlainCost | None
     drafting: bool
     watch: Any = field(init=False)
     work: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = SimpleNamespace(seconds=self.seconds)
+        self.watch = None if self.seconds is None else SimpleNamespace(seconds=self.seconds)
         self.work = Work(8, 2, drafting=self.drafting)
 
 
@@ -52,7 +52,7 @@ def outcome(tokens: int, drafted: int = 0, forced: int = 0) -> Outcome:
     )
 
 
-def tell(tally: Tally, seconds: float, plain: PlainCost | None, drafting: bool, *outcomes: Outcome) -> None:
+def tell(tally: Tally, seconds: float | None, plain: PlainCost | None, drafting: bool, *outcomes: Outcome) -> None:
     tally.round(cast("PendingRound", Took(seconds, plain, drafting)), outcomes)
 
 
@@ -67,9 +67,11 @@ def test_made_up_rounds() -> None:
     tell(tally, 9.0, plain, True)
     # more was forced than had room
     tell(tally, 0.01, plain, True, outcome(1, drafted=1, forced=5))
+    # one that was recorded took longer than it says anything of
+    tell(tally, None, plain, True, outcome(4, drafted=5))
     stats = tally.stats()
-    assert (stats.rows, stats.nodes, stats.forced) == (8 + 2 + 2, 7, 2)
-    assert stats.rounds == (0, 3, *[0] * (len(PASS_EDGES) - 1))
+    assert (stats.rows, stats.nodes, stats.forced) == (8 + 2 + 2 + 6, 12, 2)
+    assert stats.rounds == (0, 4, *[0] * (len(PASS_EDGES) - 1))
     assert stats.round_seconds == pytest.approx(0.057)
     assert stats.plain_seconds == pytest.approx(0.035 + 0.017 + 0.02)
     for tokens in (0, 1, 9, 16, 20000):

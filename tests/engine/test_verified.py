@@ -101,6 +101,7 @@ def test_only_requests_that_ask_get_them(tiny_target: Callable[[str], Path]) -> 
     assert [o.tokens for o in outputs["asks"]] == [o.tokens for o in outputs["does not"]]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_what_a_grammar_drafts_is_seen_with_and_without_a_draft_beside_it(tmp_path: Path) -> None:
     folder = make_tiny_target(tmp_path / "tiny", tokenizer=True)
     config = EngineConfig(

@@ -34,6 +34,7 @@ SERVE_OPTIONS = (
     "max-num-seqs",
     "max-num-batched-tokens",
     "prefix-caching",
+    "cuda-graphs",
     "speculation",
     "max-nodes",
     "host",

@@ -74,6 +74,7 @@ GIVEN: dict[str, Any] = {
     "max_num_seqs": 3,
     "max_num_batched_tokens": 17,
     "prefix_caching": False,
+    "cuda_graphs": False,
     "speculation": "4",
     "max_nodes": 5,
     "draft_branch": 2,
