@@ -47,7 +47,8 @@ LENGTH = 64
 def cost_table(measurement: Measurement, most_rows: int, identity: str) -> tuple[CostTable, str]:
     """The table of an engine and a line on where it is from.  ``identity`` names all that costs depend on."""
     drafter, slots = measurement.drafter, measurement.state.slots
-    name = hashlib.sha256(f"{identity}|{drafter.name}|{drafter.version}|{slots}|{most_rows}".encode()).hexdigest()
+    parts = (identity, drafter.name, drafter.version, slots, most_rows, measurement.verified)
+    name = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
     path = cache_root() / "costs" / f"{name[:16]}.json"
     begun = time.perf_counter()
     with contextlib.suppress(OSError, ValueError):
@@ -80,6 +81,8 @@ class Measurement:
         self.pages = state.kv.shape[2] // PAGE - 1
         # no more than is measured: on a CPU the cache is mapped when it is touched, and what was borrowed is zeroed
         self.room = min(min(self.pages, state.page_table.shape[1]) * PAGE, state.positions, CONTEXT + PAGE)
+        self.verified = row_bucket(state.slots * (1 + drafter.max_nodes))
+        """Rows of the largest round; what a pass has beyond them is prefill, whose logits nobody needs."""
 
     def table(self, most_rows: int) -> CostTable:
         """Measured anew."""
@@ -135,7 +138,7 @@ class Measurement:
 
         def run() -> object:
             hidden = forward_rows(self.state, self.target, self.drafter, rows, start + count, self.make_attention)
-            return self.target.logits(hidden)
+            return self.target.logits(hidden[: self.verified])
 
         return run
 

@@ -14,6 +14,7 @@ from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
 from redraft.server.engine.measure_costs import Measurement
 from redraft.server.engine.recording import Recorder
+from redraft.server.engine.rows_plan import row_bucket
 
 
 @pytest.fixture
@@ -57,3 +58,15 @@ def test_a_device_without_memory_is_not_taken_for_one_that_cannot_record(engine:
 
     with pytest.raises(torch.OutOfMemoryError):
         measured(engine, lambda: short)
+
+
+def test_logits_are_made_of_no_more_rows_than_a_round_has(quick_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill needs none, and of all its rows they would take more memory than anything else."""
+    engine = build_engine(quick_config(draft="ngram", max_num_seqs=1, max_num_batched_tokens=64, max_nodes=3))
+    made = []
+    logits = engine.target.logits
+    monkeypatch.setattr(engine.target, "logits", lambda hidden: made.append(len(hidden)) or logits(hidden))
+    with torch.inference_mode():
+        table = Measurement(engine.state, engine.target, engine.drafter, engine.make_attention).table(64)
+    assert table.rows[-1] == 64
+    assert max(made) == row_bucket(1 + engine.drafter.max_nodes) < 64
