@@ -76,7 +76,7 @@ def test_the_page_shows_what_the_engine_did(visit, url):
     expect(page.locator("#status")).to_have_text(re.compile("^Done"))
     assert page.locator("#text").text_content() == text
     expect(page.locator("#text .token.drafted")).to_have_count(accepted)
-    expect(page.locator("#rounds button")).to_have_count(len(rounds))
+    expect(page.locator("#rounds .round")).to_have_count(len(rounds))
     assert page.locator("#text .token.corrected").count() > 0
     page.get_by_role("button", name="Race plain decoding").click()
     expect(page.locator("#verdict")).to_contain_text(f"Both texts are equal, token for token ({len(tokens)} tokens).")
