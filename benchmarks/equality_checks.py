@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from redraft.benchmarks.kernel_checks import Check
 from redraft.benchmarks.local import decode
-from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSiblingDrafter
+from redraft.drafts.adversarial import adversaries
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
 from redraft.server.engine.engine import Engine
@@ -48,21 +47,8 @@ def _adversaries(engine: Engine, prompts: Prompts, plain: Sequence[Sequence[int]
     if not nodes:
         return []
     texts = [[*prompt, *tokens] for prompt, tokens in zip(prompts, plain, strict=True)]
-    reference, vocab = _table(texts, engine.state.slots, engine.state.device), engine.info.vocab_size
-    return [
-        ChainDrafter(reference, vocab, nodes),
-        ChainDrafter(reference, vocab, nodes, offset=1),
-        TwinSiblingDrafter(reference, nodes),
-        RandomTreeDrafter(reference, vocab, nodes),
-    ]
-
-
-def _table(texts: Sequence[Sequence[int]], slots: int, device: torch.device) -> Tensor:
-    """[slots + 1, longest] the texts, padded with 0."""
-    table = torch.zeros(slots + 1, max(len(text) for text in texts), dtype=torch.int64)
-    for slot, text in enumerate(texts):
-        table[slot, : len(text)] = torch.tensor(text)
-    return table.to(device)
+    made = adversaries(texts, engine.state.slots, engine.info.vocab_size, nodes, engine.state.device)
+    return list(made.values())
 
 
 def _equal(

@@ -5,10 +5,12 @@ They know the true texts, for tests that first decode without a draft.  Not to b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from redraft.drafts.base import Bounds, Candidates, DraftState, TokensOnly
+from redraft.drafts.base import Bounds, Candidates, Drafter, DraftState, TokensOnly
 
 
 def _true_tokens(reference: Tensor, state: DraftState, depth: Tensor) -> Tensor:
@@ -98,3 +100,18 @@ class RandomTreeDrafter(TokensOnly):
         true = _true_tokens(self._reference, state, depth)
         token = torch.where((bits >> 8) % 3 == 0, true, bits % self._vocab_size)
         return _candidates(state, token, parent, share)
+
+
+def adversaries(
+    texts: Sequence[Sequence[int]], slots: int, vocab_size: int, max_nodes: int, device: torch.device | None = None
+) -> dict[str, Drafter]:
+    """Of every kind one that takes ``texts`` for what the slots will say, over again where there are fewer texts."""
+    width = max(map(len, texts))
+    rows = [[*texts[slot % len(texts)], *[0] * (width - len(texts[slot % len(texts)]))] for slot in range(slots)]
+    reference = torch.tensor([*rows, [0] * width], device=device)
+    return {
+        "right": ChainDrafter(reference, vocab_size, max_nodes),
+        "wrong": ChainDrafter(reference, vocab_size, max_nodes, offset=1),
+        "siblings": TwinSiblingDrafter(reference, max_nodes),
+        "random": RandomTreeDrafter(reference, vocab_size, max_nodes),
+    }

@@ -7,6 +7,8 @@ import { Race } from "./race.js";
 import { RoundList } from "./rounds.js";
 import { many, words } from "./words.js";
 
+const SPOKEN_MS = 2000; // screen readers have taken it by then
+
 const find = (id) => document.getElementById(id);
 const meters = new Meters(find);
 const rounds = new RoundList(find("rounds"), find("tree-caption"), find("tree-nodes"));
@@ -16,9 +18,17 @@ let model = null;
 let job = null; // the AbortController of what runs
 let retry = null; // what to do once there is a key
 let given = false; // whether there was one
+let silence = 0; // the timer that takes back what is spoken
 
 function say(text) {
   find("status").textContent = text;
+}
+
+/** Screen readers say `text` once and whole.  It stands on the page already, so nobody is to find it here as well. */
+function speak(text) {
+  clearTimeout(silence);
+  find("spoken").textContent = text;
+  silence = setTimeout(() => find("spoken").replaceChildren(), SPOKEN_MS);
 }
 
 function explain(error) {
@@ -53,7 +63,6 @@ async function run(work) {
     if (job === mine) {
       job = null;
       find("stop").setAttribute("aria-disabled", "true");
-      find("text").removeAttribute("aria-busy");
     }
   }
 }
@@ -75,9 +84,7 @@ function settings() {
 
 async function writeText(signal) {
   say("Writing …");
-  const text = find("text");
-  text.setAttribute("aria-busy", "true");
-  text.replaceChildren();
+  find("text").replaceChildren();
   meters.clear();
   rounds.clear();
   find("rounds-section").hidden = true;
@@ -89,6 +96,7 @@ async function writeText(signal) {
   }
   const { tokens, seconds, speed, tau } = meters.totals;
   say(`Done: ${many(tokens, "token")} in ${seconds.toFixed(2)} s, ${shown(speed)} tokens per second, τ ${shown(tau, 2)}.`);
+  speak(find("text").textContent);
 }
 
 function paint(fresh) {

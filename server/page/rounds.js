@@ -1,6 +1,6 @@
 // The rounds: each an accepted path in the list, with its whole tree beside it once it is pointed at or focused.
 
-import { aside, kind, make, many, pathEnd, visible } from "./words.js";
+import { KINDS, aside, chip, kind, make, many, pathEnd } from "./words.js";
 
 /** The list of rounds, with one tab stop and arrow keys, and the tree of the selected one. */
 export class RoundList {
@@ -9,7 +9,7 @@ export class RoundList {
     this.caption = caption;
     this.nodes = nodes;
     this.rounds = [];
-    this.buttons = [];
+    this.options = [];
     this.selected = -1;
     this.follows = true; // the newest, until the reader looks at another
     const point = (event) => this.pointed(event);
@@ -21,7 +21,7 @@ export class RoundList {
 
   clear() {
     this.rounds = [];
-    this.buttons = [];
+    this.options = [];
     this.selected = -1;
     this.follows = true;
     for (const place of [this.list, this.caption, this.nodes]) place.replaceChildren();
@@ -29,16 +29,14 @@ export class RoundList {
 
   add(round) {
     const number = this.rounds.push(round) - 1;
-    const button = make("button", "round");
-    button.type = "button";
-    button.tabIndex = -1;
-    button.dataset.round = number;
-    button.setAttribute("aria-label", `${title(round, number)}: ${round.tokens.map(visible).join("")}`);
-    round.tokens.forEach((token, index) => button.append(make("span", `chip ${kind(round, index)}`, visible(token))));
-    const item = make("li");
-    item.append(button);
-    this.list.append(item);
-    this.buttons.push(button);
+    const option = make("div", "round");
+    option.role = "option";
+    option.tabIndex = -1;
+    option.dataset.round = number;
+    option.ariaSelected = "false";
+    option.append(aside(`${title(round, number)}: `), ...chips(round));
+    this.list.append(option);
+    this.options.push(option);
   }
 
   /** Bring the newest round into view, unless the reader looks at another. */
@@ -49,11 +47,14 @@ export class RoundList {
   }
 
   select(number) {
-    if (number === this.selected || !this.buttons[number]) return;
-    const before = this.buttons[this.selected];
-    if (before) { before.removeAttribute("aria-current"); before.tabIndex = -1; }
-    this.buttons[number].setAttribute("aria-current", "true");
-    this.buttons[number].tabIndex = 0;
+    if (!this.options[number]) return;
+    // screen readers say what gets selected, so what merely came last is not
+    this.options[number].ariaSelected = String(!this.follows);
+    if (number === this.selected) return;
+    const before = this.options[this.selected];
+    if (before) { before.ariaSelected = "false"; before.classList.remove("shown"); before.tabIndex = -1; }
+    this.options[number].classList.add("shown");
+    this.options[number].tabIndex = 0;
     this.selected = number;
     const round = this.rounds[number];
     this.caption.textContent = `${title(round, number)}, ${round.seconds.toFixed(2)} s after the start`;
@@ -61,14 +62,14 @@ export class RoundList {
   }
 
   pointed(event) {
-    const button = event.target.closest("button");
-    if (!button) return;
+    const option = event.target.closest(".round");
+    if (!option) return;
     this.follows = false;
-    this.select(Number(button.dataset.round));
+    this.select(Number(option.dataset.round));
   }
 
   key(event) {
-    const last = this.buttons.length - 1;
+    const last = this.options.length - 1;
     const to = {
       ArrowRight: this.selected + 1, ArrowDown: this.selected + 1,
       ArrowLeft: this.selected - 1, ArrowUp: this.selected - 1,
@@ -76,8 +77,17 @@ export class RoundList {
     }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    this.buttons[Math.min(Math.max(to, 0), last)].focus();
+    this.options[Math.min(Math.max(to, 0), last)].focus();
   }
+}
+
+/** Its tokens; how they came to be is said behind the last one of each kind. */
+function chips(round) {
+  const kinds = round.tokens.map((_, index) => kind(round, index));
+  return round.tokens.flatMap((token, index) => [
+    chip(token, kinds[index]),
+    aside(kinds[index] === kinds[index + 1] ? ", " : `: ${KINDS[kinds[index]]}; `),
+  ]);
 }
 
 function title(round, number) {
@@ -94,7 +104,7 @@ function tree(round, anchor) {
   const own = round.tokens.findIndex((token) => !token.drafted);
   const branches = (parent) => {
     const list = make("ul");
-    if (parent === end && own >= 0) list.append(leaf(round.tokens[own], kind(round, own), "the target’s own"));
+    if (parent === end && own >= 0) list.append(leaf(round.tokens[own], kind(round, own), KINDS[kind(round, own)]));
     const children = round.nodes.flatMap((node, index) => (node.parent === parent ? [{ node, index }] : []));
     children.sort((a, b) => b.node.accepted - a.node.accepted || b.node.score - a.node.score);
     for (const { node, index } of children) {
@@ -107,7 +117,7 @@ function tree(round, anchor) {
     return list;
   };
   const root = make("li");
-  root.append(make("span", "chip anchor", anchor ? visible(anchor) : "prompt"), branches(null));
+  root.append(anchor ? chip(anchor, "anchor") : make("span", "chip anchor", "prompt"), branches(null));
   const all = make("ul", "tree");
   all.append(root);
   return all;
@@ -115,9 +125,9 @@ function tree(round, anchor) {
 
 function leaf(token, className, state, score) {
   const item = make("li");
-  const chip = make("span", `chip ${className}`, visible(token));
-  chip.append(aside(`, ${state}`));
-  if (score !== undefined) chip.append(make("small", "", score.toFixed(2)));
-  item.append(chip);
+  const node = chip(token, className);
+  node.append(aside(`, ${state}`));
+  if (score !== undefined) node.append(aside(", score "), make("small", "", score.toFixed(2)));
+  item.append(node);
   return item;
 }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from redraft.benchmarks.measure import Ask, Message, Reply
 from redraft.benchmarks.tiny import make_tiny_target
@@ -15,13 +14,9 @@ from redraft.benchmarks.tiny import make_tiny_target
 QUESTIONS = (["Repeat a b c a b c a b c.", "Again, please."], ["What is two and two?"], ["Name a colour."])
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another in a model this small; on a busy machine that takes 50 times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """All of them."""
 
 
 @pytest.fixture(scope="session")

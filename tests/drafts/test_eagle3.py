@@ -20,12 +20,9 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _inference(one_thread: None) -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["compiled", "torch"])

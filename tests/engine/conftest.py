@@ -264,13 +264,10 @@ def make_rows() -> Callable[..., Rows]:
 
 
 @pytest.fixture(autouse=True)
-def _inference() -> Any:
-    """As the engine runs; one thread, since two would wait for one another longer than these targets take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _inference(one_thread: None) -> Any:
+    """As the engine runs."""
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,11 @@ the same with the embedded target.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
 
-from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSiblingDrafter
+from redraft.drafts.adversarial import adversaries
 from redraft.drafts.base import Drafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -37,19 +36,9 @@ Decode = Callable[[Engine, Sequence[Sequence[int]], SamplingParams], list[list[i
 
 
 @pytest.fixture(scope="module", params=["bf16", "fp32"])
-def engine(request: pytest.FixtureRequest, random_target: Callable[[str], Path]) -> Engine:
-    config = EngineConfig(
-        target=str(random_target("llama")),
-        target_name="tiny",
-        target_sha="0",
-        dtype=request.param,
-        device="cpu",
-        max_num_seqs=SLOTS,
-        max_nodes=NODES,
-        max_num_batched_tokens=64,
-        measure_costs=False,
-    )
-    return build_engine(config)
+def engine(request: pytest.FixtureRequest, quick_config: Callable[..., EngineConfig]) -> Engine:
+    sizes = {"max_num_seqs": SLOTS, "max_nodes": NODES, "max_num_batched_tokens": 64}
+    return build_engine(quick_config(dtype=request.param, self_check=True, **sizes))
 
 
 def decode(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[int]]:
@@ -69,17 +58,10 @@ def plain(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingPara
     return [decode(engine, [prompt], params)[0] for prompt in prompts]
 
 
-def drafters(engine: Engine, texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
+def drafters(texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
     """``texts``: the whole true text behind each slot."""
-    width = max(map(len, texts))
-    reference = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts] + [[0] * width])
-    return {
-        "ngram": NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES),
-        "always right": ChainDrafter(reference, VOCAB, NODES),
-        "always wrong": ChainDrafter(reference, VOCAB, NODES, offset=1),
-        "duplicate siblings": TwinSiblingDrafter(reference, NODES),
-        "random trees": RandomTreeDrafter(reference, VOCAB, NODES),
-    }
+    ngram = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
+    return {"ngram": ngram, **adversaries(texts, SLOTS, VOCAB, NODES)}
 
 
 @pytest.mark.parametrize("params", SAMPLING.values(), ids=SAMPLING)
@@ -88,7 +70,7 @@ def test_output_never_depends_on_the_draft_or_the_batch(engine: Engine, params: 
     expected = plain(engine, PROMPTS, params)
     assert len({tuple(text) for text in expected}) == len(PROMPTS)
     texts = [[*p, *e] for p, e in zip(PROMPTS, expected, strict=True)]
-    for name, drafter in drafters(engine, texts).items():
+    for name, drafter in drafters(texts).items():
         engine.drafter = drafter
         assert decode(engine, PROMPTS, params) == expected, name
 
@@ -99,12 +81,12 @@ def test_rows_that_do_not_suffice_for_all_nodes_change_nothing(engine: Engine) -
     texts = [[*p, *e] for p, e in zip(PROMPTS, expected, strict=True)]
     for rows in (1, 6, 9):
         engine.pacer.most_rows = rows
-        for name, drafter in drafters(engine, texts).items():
+        for name, drafter in drafters(texts).items():
             engine.drafter = drafter
             assert decode(engine, PROMPTS, params) == expected, (rows, name)
 
 
-@pytest.mark.parametrize("name", ["ngram", "always right", "duplicate siblings", "random trees"])
+@pytest.mark.parametrize("name", ["ngram", "right", "siblings", "random"])
 def test_the_cache_has_the_bytes_of_plain_decoding_and_of_prefill(
     engine: Engine, name: str, keep_caches: Callable[[Engine], list[tuple[torch.Tensor, torch.Tensor]]]
 ) -> None:
@@ -113,7 +95,7 @@ def test_the_cache_has_the_bytes_of_plain_decoding_and_of_prefill(
     prompt = list(range(100, 210))
     kept = keep_caches(engine)
     (expected,) = plain(engine, [prompt], params)
-    engine.drafter = drafters(engine, [[*prompt, *expected]] * SLOTS)[name]
+    engine.drafter = drafters([[*prompt, *expected]] * SLOTS)[name]
     assert decode(engine, [prompt], params) == [expected]
     engine.drafter = NoDrafter()
     decode(engine, [[*prompt, *expected]], SamplingParams(max_tokens=1, temperature=0))
@@ -129,7 +111,7 @@ def test_a_right_draft_is_accepted_whole(engine: Engine) -> None:
     engine.pacer.most_rows = 64
     params = SamplingParams(max_tokens=32, temperature=0)
     (expected,) = plain(engine, [[3, 1, 4]], params)
-    engine.drafter = drafters(engine, [[3, 1, 4, *expected]] * SLOTS)["always right"]
+    engine.drafter = drafters([[3, 1, 4, *expected]] * SLOTS)["right"]
     engine.submit(Request("r", (3, 1, 4), params))
     rounds = []
     while engine.busy:
@@ -176,13 +158,13 @@ def test_end_of_text_and_limits_hold_inside_an_accepted_run(engine: Engine) -> N
     (expected,) = plain(engine, [prompt], params)
     reference = [[*prompt, *expected]] * SLOTS
     for cut in range(1, 12):
-        engine.drafter = drafters(engine, reference)["always right"]
+        engine.drafter = drafters(reference)["right"]
         assert decode(engine, [prompt], SamplingParams(max_tokens=cut, temperature=0)) == [expected[:cut]]
     eos = engine.state.eos
     try:
         for number in range(1, 12):
             engine.state.eos = (expected[number],)
-            engine.drafter = drafters(engine, reference)["always right"]
+            engine.drafter = drafters(reference)["right"]
             first = expected.index(expected[number])
             assert decode(engine, [prompt], params) == [expected[: first + 1]]
     finally:

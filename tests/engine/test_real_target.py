@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSiblingDrafter
-from redraft.drafts.base import Drafter
+from redraft.drafts.adversarial import adversaries
 from redraft.drafts.none import NoDrafter
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.engine import Engine
@@ -65,21 +64,13 @@ def test_speculative_equals_plain(engine: Engine, prompts: list[list[int]], temp
     ngram, engine.drafter = engine.drafter, NoDrafter()
     try:
         expected = [decode(engine, [prompt], params)[0][0] for prompt in prompts]
-        width = max(len(p) + len(e) for p, e in zip(prompts, expected, strict=True))
-        texts = [[*p, *e, *[0] * (width - len(p) - len(e))] for p, e in zip(prompts, expected, strict=True)]
-        reference = torch.tensor([*texts, *[[0] * width] * 2])
-        drafters: list[Drafter] = [
-            ngram,
-            ChainDrafter(reference, engine.info.vocab_size, 7),
-            ChainDrafter(reference, engine.info.vocab_size, 7, offset=1),
-            TwinSiblingDrafter(reference, 7),
-            RandomTreeDrafter(reference, engine.info.vocab_size, 7),
-        ]
-        for drafter in drafters:
+        texts = [[*p, *e] for p, e in zip(prompts, expected, strict=True)]
+        others = adversaries(texts, engine.state.slots, engine.info.vocab_size, 7)
+        for drafter in (ngram, *others.values()):
             for rows in (6, 32):
                 engine.drafter, engine.pacer.most_rows = drafter, rows
                 assert decode(engine, prompts, params)[0] == expected, (drafter.name, rows)
-        engine.drafter = drafters[1]
+        engine.drafter = others["right"]
         assert max(decode(engine, prompts[:1], params)[1]) == 8
     finally:
         engine.drafter = ngram
@@ -108,10 +99,8 @@ def test_speculative_equals_plain_with_all_that_can_be_asked(engine: Engine, pro
     try:
         expected = {name: text for request in requests for name, text in told([request]).items()}
         tokens = [[*r.prompt, *(token for token, _ in expected[r.request_id])] for r in requests]
-        width = max(map(len, tokens))
-        reference = torch.tensor([[*text, *[0] * (width - len(text))] for text in tokens] + [[0] * width])
-        vocab = engine.info.vocab_size
-        for drafter in (ngram, RandomTreeDrafter(reference, vocab, 7)):
+        others = adversaries(tokens, engine.state.slots, engine.info.vocab_size, 7)
+        for drafter in (ngram, others["random"]):
             engine.drafter = drafter
             assert told(requests) == expected, drafter.name
     finally:

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,22 +23,8 @@ SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. 
 
 
 @pytest.fixture(scope="module")
-def engine(random_target: Callable[[str], Path]) -> Engine:
-    return build_engine(
-        EngineConfig(
-            target=str(random_target("llama")),
-            target_name="tiny",
-            target_sha="relief",
-            dtype="fp32",
-            device="cpu",
-            max_num_seqs=SLOTS,
-            max_nodes=4,
-            max_model_len=600,
-            max_num_batched_tokens=64,
-            self_check=False,
-            measure_costs=False,
-        )
-    )
+def engine(quick_config: Callable[..., EngineConfig]) -> Engine:
+    return build_engine(quick_config(max_num_seqs=SLOTS, max_nodes=4, max_model_len=600, max_num_batched_tokens=64))
 
 
 def requests(poisoned: int | None = None) -> list[Request]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSiblingDrafter
+from redraft.drafts.adversarial import adversaries
 from redraft.drafts.base import Drafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -79,16 +79,8 @@ def plain(engine: Engine, requests: Sequence[Request]) -> dict[str, tuple[list[i
 
 def drafters(texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
     """``texts``: what a draft thinks is the true text behind each slot."""
-    width = max(map(len, texts))
-    slots = [texts[slot % len(texts)] for slot in range(SLOTS)]
-    reference = torch.tensor([[*text, *[0] * (width - len(text))] for text in slots] + [[0] * width])
-    return {
-        "ngram": NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES),
-        "right": ChainDrafter(reference, VOCAB, NODES),
-        "wrong": ChainDrafter(reference, VOCAB, NODES, offset=1),
-        "siblings": TwinSiblingDrafter(reference, NODES),
-        "tree": RandomTreeDrafter(reference, VOCAB, NODES),
-    }
+    ngram = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
+    return {"ngram": ngram, **adversaries(texts, SLOTS, VOCAB, NODES)}
 
 
 def check(

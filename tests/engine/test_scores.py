@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from redraft.drafts.adversarial import ChainDrafter, RandomTreeDrafter, TwinSiblingDrafter
+from redraft.drafts.adversarial import adversaries
 from redraft.drafts.base import Drafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -83,16 +83,8 @@ def decode(engine: Engine, requests: Sequence[Request], submitted: Sequence[Requ
 
 def drafters(texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
     """``texts``: what a draft thinks is the true text behind each slot."""
-    width = max(map(len, texts))
-    slots = [texts[slot % len(texts)] for slot in range(SLOTS)]
-    known = torch.tensor([[*text, *[0] * (width - len(text))] for text in slots] + [[0] * width])
-    return {
-        "ngram": NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES),
-        "right": ChainDrafter(known, VOCAB, NODES),
-        "wrong": ChainDrafter(known, VOCAB, NODES, offset=1),
-        "siblings": TwinSiblingDrafter(known, NODES),
-        "tree": RandomTreeDrafter(known, VOCAB, NODES),
-    }
+    ngram = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
+    return {"ngram": ngram, **adversaries(texts, SLOTS, VOCAB, NODES)}
 
 
 def plain(engine: Engine, requests: Sequence[Request]) -> dict[str, Told]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,11 @@ from redraft.drafts.training.sft import Sft
 from redraft.server.cli import app
 from redraft.server.engine.target.digest import weights_digest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = [
     *("--taps", "0,1", "--layers", "1", "--block-size", "4", "--vocab", "64", "--max-length", "48", "--batch", "2"),
     *("--anchors", "4", "--save-every", "2", "--measure-every", "2", "--device", "cpu"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

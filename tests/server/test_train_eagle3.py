@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,10 @@ from redraft.server.cli import app
 from redraft.server.engine.target.digest import weights_digest
 from redraft.server.train import RunOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = ("--depth", "3", "--taps", "0,1", "--draft-vocab", "64")
 STEADY = ("--decay-share", "0", "--warmup", "1")
 """A schedule that does not depend on the number of steps."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["llama"])

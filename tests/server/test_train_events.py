@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
@@ -20,16 +19,9 @@ from redraft.drafts.training.run import Run
 from redraft.server import train_options
 from redraft.server.cli import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCKS = ("--layers", "1", "--block-size", "4", "--taps", "0,1", "--vocab", "64")
 CHAINS = ("--depth", "3", "--taps", "0,1", "--draft-vocab", "64")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,8 @@ from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.server.cli import app
 from redraft.server.train import RunOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = ("--layers", "1", "--block-size", "4", "--taps", "0,1", "--vocab", "64")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,8 @@ from redraft.benchmarks.tiny import make_tiny_target
 from redraft.drafts.checkpoint import CONFIG, read_draft
 from redraft.server.cli import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = ("--layers", "1", "--block-size", "4", "--taps", "0,1", "--vocab", "64", "--dtype", "fp32", "--device", "cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

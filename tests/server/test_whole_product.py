@@ -6,9 +6,7 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,12 +19,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from redraft.benchmarks.soak_process import ServedProcess
+
 LOOP = [{"role": "user", "content": "Repeat this line five times: the quick brown fox jumps over the lazy dog"}]
 
 
 @dataclass
 class Server:
-    process: subprocess.Popen[bytes]
+    pid: int
     url: str
     last_line: str
     seconds: float
@@ -43,33 +43,20 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    output = tmp_path_factory.mktemp("serve") / "output"
-    command = [sys.executable, "-c", "from redraft.server.cli import main; main()", "serve", "--port", str(port)]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+def server(smollm2: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     start = time.monotonic()
-    with output.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    try:
-        while "curl" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() - start < 120, output.read_text()
-            time.sleep(0.05)
-        last = output.read_text().strip().splitlines()[-1]
-        yield Server(process, f"http://127.0.0.1:{port}", last, time.monotonic() - start)
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-    assert "Traceback" not in output.read_text()
+    with ServedProcess([], tmp_path_factory.mktemp("serve") / "output", environment) as process:
+        last = process.printed.strip().splitlines()[-1]
+        yield Server(process.popen.pid, process.url, last, time.monotonic() - start)
+        process.popen.send_signal(signal.SIGINT)
+        process.popen.wait(20)
+        assert "Traceback" not in process.printed, process.printed
 
 
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+@pytest.fixture(scope="module")
+def api(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_the_last_line_printed_is_a_curl_that_works(server: Server) -> None:
@@ -86,11 +73,11 @@ def test_a_second_start_is_ready_soon(server: Server) -> None:
     assert server.seconds < 10
 
 
-def test_streamed_and_whole_replies_agree_and_count(server: Server) -> None:
+def test_streamed_and_whole_replies_agree_and_count(server: Server, api: openai.OpenAI) -> None:
     before = server.metric("redraft_generation_tokens_total")
     arguments = {"model": "smollm2-135m", "messages": LOOP, "max_tokens": 60, "temperature": 0.7, "seed": 11}
-    whole = client(server).chat.completions.create(**arguments, extra_body={"include_metrics": True})  # type: ignore[call-overload]
-    stream = client(server).chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
+    whole = api.chat.completions.create(**arguments, extra_body={"include_metrics": True})  # type: ignore[call-overload]
+    stream = api.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
     chunks = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
@@ -106,9 +93,9 @@ def test_streamed_and_whole_replies_agree_and_count(server: Server) -> None:
     assert server.metric("redraft_acceptance_length_sum") == server.metric("redraft_generation_tokens_total")
 
 
-def test_choices_differ_and_the_same_seed_repeats(server: Server) -> None:
+def test_choices_differ_and_the_same_seed_repeats(api: openai.OpenAI) -> None:
     def ask() -> list[str]:
-        reply = client(server).completions.create(
+        reply = api.completions.create(
             model="smollm2-135m", prompt="Once upon a time", max_tokens=16, temperature=1.0, seed=5, n=3
         )
         return [choice.text for choice in reply.choices]
@@ -118,8 +105,8 @@ def test_choices_differ_and_the_same_seed_repeats(server: Server) -> None:
     assert ask() == texts
 
 
-def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
-    stream = client(server).chat.completions.create(
+def test_a_client_that_leaves_frees_its_request(server: Server, api: openai.OpenAI) -> None:
+    stream = api.chat.completions.create(
         model="smollm2-135m",
         messages=LOOP,
         max_tokens=4000,
@@ -138,7 +125,7 @@ def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
     assert server.metric("redraft_requests_total", finish_reason="cancelled") == 1
 
 
-def test_a_schema_is_followed_with_and_without_speculation(server: Server) -> None:
+def test_a_schema_is_followed_with_and_without_speculation(api: openai.OpenAI) -> None:
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string", "maxLength": 20}, "population_in_millions": {"type": "integer"}},
@@ -148,7 +135,7 @@ def test_a_schema_is_followed_with_and_without_speculation(server: Server) -> No
     form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
 
     def ask(**extra: object) -> openai.types.chat.ChatCompletion:
-        return client(server).chat.completions.create(
+        return api.chat.completions.create(
             model="smollm2-135m",
             messages=[{"role": "user", "content": "Name a large city and its population, as JSON."}],
             response_format=form,  # type: ignore[arg-type]
@@ -169,37 +156,36 @@ def test_a_schema_is_followed_with_and_without_speculation(server: Server) -> No
     assert drafted.model_extra["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] >= 8  # type: ignore[index]
 
 
-def test_refusals_leave_the_engine_as_it_was(server: Server) -> None:
+def test_refusals_leave_the_engine_as_it_was(api: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="suffix"):
-        client(server).completions.create(model="smollm2-135m", prompt="a", suffix="b")
+        api.completions.create(model="smollm2-135m", prompt="a", suffix="b")
     with pytest.raises(openai.BadRequestError, match="8192"):
-        client(server).completions.create(model="smollm2-135m", prompt=[5] * 9000)
+        api.completions.create(model="smollm2-135m", prompt=[5] * 9000)
     with pytest.raises(openai.NotFoundError):
-        client(server).completions.create(model="gpt-5", prompt="a")
-    reply = client(server).completions.create(model="smollm2-135m", prompt="a", max_tokens=2, temperature=0)
+        api.completions.create(model="gpt-5", prompt="a")
+    reply = api.completions.create(model="smollm2-135m", prompt="a", max_tokens=2, temperature=0)
     assert reply.usage is not None
     assert reply.usage.completion_tokens == 2
 
 
-def test_when_the_engine_dies_requests_fail_clearly_and_health_says_so(server: Server) -> None:
+def test_when_the_engine_dies_requests_fail_clearly_and_health_says_so(server: Server, api: openai.OpenAI) -> None:
     """Last of all: nothing is served afterwards."""
     # beside the engine there is the process that renders chat templates
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     (child,) = [pid for pid in children if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    with client(server) as api:
-        stream = api.chat.completions.create(
-            model="smollm2-135m", messages=LOOP, max_tokens=4000, stream=True, temperature=1.0, seed=2
-        )  # type: ignore[call-overload]
-        with stream:
-            chunks = iter(stream)
-            next(chunks)
-            os.kill(int(child), signal.SIGKILL)
-            with pytest.raises(openai.APIError, match="The engine has ended"):
-                for _ in chunks:
-                    pass
-        with pytest.raises(urllib.error.HTTPError) as health:
-            urllib.request.urlopen(f"{server.url}/health")
-        with health.value as reply:
-            assert reply.code == 503
-        with pytest.raises(openai.InternalServerError, match="engine has ended"):
-            api.completions.create(model="smollm2-135m", prompt="a")
+    stream = api.chat.completions.create(
+        model="smollm2-135m", messages=LOOP, max_tokens=4000, stream=True, temperature=1.0, seed=2
+    )  # type: ignore[call-overload]
+    with stream:
+        chunks = iter(stream)
+        next(chunks)
+        os.kill(int(child), signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="The engine has ended"):
+            for _ in chunks:
+                pass
+    with pytest.raises(urllib.error.HTTPError) as health:
+        urllib.request.urlopen(f"{server.url}/health")
+    with health.value as reply:
+        assert reply.code == 503
+    with pytest.raises(openai.InternalServerError, match="engine has ended"):
+        api.completions.create(model="smollm2-135m", prompt="a")

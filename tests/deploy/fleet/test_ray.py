@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -55,12 +54,11 @@ class Ray:
 
 
 @pytest.fixture
-def ray(tmp_path: Path, repository: Path, get: Get) -> Iterator[Ray]:
+def ray(tmp_path: Path, repository: Path, get: Get, free_port: Callable[[], int]) -> Iterator[Ray]:
     if RAY_SERVE is None:
         pytest.skip("Ray Serve is not installed (PyPI: ray[serve]); RAY_SERVE names its program")
     target = make_tiny_target(tmp_path / "tiny", tokenizer=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     mark = f"redraft-test-{uuid.uuid4()}"
     arguments = {"options": f"--target {target} --device cpu --draft ngram", "num_cpus": "0.5"}
     arguments |= {"max_replicas": "2", "target_ongoing_requests": "2", "upscale_delay_s": "1", "downscale_delay_s": "3"}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 
+from redraft.benchmarks.soak_process import ServedProcess
 from redraft.benchmarks.tiny import make_tiny_target
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -26,30 +23,15 @@ BODY = {
 
 
 @pytest.fixture(scope="module")
-def url(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(browser: object, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of a tiny target that drafts in every round."""
     folder = tmp_path_factory.mktemp("page")
-    target, log = make_tiny_target(folder / "tiny", tokenizer=True), folder / "log"
-    options = ["--target", str(target), "--draft", "ngram", "--speculation", "6", "--port", "0", "--device", "cpu"]
-    command = [sys.executable, "-c", "from redraft.server.cli import main; main()", "serve", *options]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["REDRAFT_CACHE"] = str(folder / "cache")
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        start = time.monotonic()
-        while not (found := re.search(r"Serving tiny on (\S+); open it in a browser", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() - start < 120, log.read_text()
-            time.sleep(0.05)
-        yield found[1]
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-    assert "Traceback" not in log.read_text()
+    target = make_tiny_target(folder / "tiny", tokenizer=True)
+    options = ["--target", str(target), "--draft", "ngram", "--speculation", "6", "--device", "cpu"]
+    with ServedProcess(options, folder / "log", environment) as process:
+        yield process.url
+        assert process.stop() == 0
+        assert "Traceback" not in process.printed, process.printed
 
 
 def test_the_page_shows_what_the_engine_did(visit, url):
@@ -76,7 +58,7 @@ def test_the_page_shows_what_the_engine_did(visit, url):
     expect(page.locator("#status")).to_have_text(re.compile("^Done"))
     assert page.locator("#text").text_content() == text
     expect(page.locator("#text .token.drafted")).to_have_count(accepted)
-    expect(page.locator("#rounds button")).to_have_count(len(rounds))
+    expect(page.locator("#rounds .round")).to_have_count(len(rounds))
     assert page.locator("#text .token.corrected").count() > 0
     page.get_by_role("button", name="Race plain decoding").click()
     expect(page.locator("#verdict")).to_contain_text(f"Both texts are equal, token for token ({len(tokens)} tokens).")

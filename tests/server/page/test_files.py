@@ -129,7 +129,7 @@ PAIRS = [
     ("ink", "paper"), ("ink", "raised"), ("soft", "paper"), ("soft", "raised"), ("drafted", "drafted-back"),
     ("corrected", "corrected-back"), ("on-accent", "accent"),
 ]  # fmt: skip
-BOUNDS = [("accent", "paper"), ("soft", "paper")]
+BOUNDS = [("accent", "paper"), ("soft", "paper"), ("drafted-line", "paper")]
 """Of what is drawn rather than written: outlines, lines, bars."""
 
 
