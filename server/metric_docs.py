@@ -38,14 +38,16 @@ CLIENTS = """
 Neither knows of Redraft. `vllm bench serve` reads `/metrics` before its requests and after them; its section on
 speculation is the difference. One prompt a line, `{"prompt": "Explain in three sentences why the sky is blue."}`:
 
-    vllm bench serve --backend openai-chat --base-url http://127.0.0.1:8000 --endpoint /v1/chat/completions \\
-      --model smollm2-135m --tokenizer ~/.cache/redraft/targets/smollm2-135m-b179c952-v1 \\
-      --dataset-name custom --dataset-path prompts.jsonl --custom-output-len 96 --num-prompts 12 \\
-      --max-concurrency 2 --temperature 0 --disable-tqdm
+```sh
+vllm bench serve --backend openai-chat --base-url http://127.0.0.1:8000 --endpoint /v1/chat/completions \\
+  --model smollm2-135m --tokenizer ~/.cache/redraft/targets/smollm2-135m-b179c952-v1 \\
+  --dataset-name custom --dataset-path prompts.jsonl --custom-output-len 96 --num-prompts 12 \\
+  --max-concurrency 2 --temperature 0 --disable-tqdm
+```
 
 ends, by vLLM 0.32, with
 
-```
+```text
 ---------------Speculative Decoding---------------
 Acceptance rate (%):                     23.66
 Acceptance length:                       2.08
@@ -66,14 +68,16 @@ Per-position acceptance (%):
 AIPerf's section is made of the replies' own `metrics.speculative_decoding`, so it has to ask for them; `/metrics` goes
 into `server_metrics_export.json` beside it. Prompts are `{"text": ...}` here:
 
-    aiperf profile --url http://127.0.0.1:8000 --endpoint-type chat --streaming --model smollm2-135m \\
-      --tokenizer ~/.cache/redraft/targets/smollm2-135m-b179c952-v1 \\
-      --input-file prompts-aiperf.jsonl --custom-dataset-type single_turn --request-count 12 --concurrency 2 \\
-      --extra-inputs include_metrics:true --extra-inputs max_completion_tokens:96 --extra-inputs temperature:0 --ui none
+```sh
+aiperf profile --url http://127.0.0.1:8000 --endpoint-type chat --streaming --model smollm2-135m \\
+  --tokenizer ~/.cache/redraft/targets/smollm2-135m-b179c952-v1 \\
+  --input-file prompts-aiperf.jsonl --custom-dataset-type single_turn --request-count 12 --concurrency 2 \\
+  --extra-inputs include_metrics:true --extra-inputs max_completion_tokens:96 --extra-inputs temperature:0 --ui none
+```
 
 prints, by AIPerf 0.13, among other things
 
-```
+```text
 ┃                            Metric ┃   avg ┃   min ┃   max ┃   p99 ┃   p90 ┃   p50 ┃   std ┃
 │         Acceptance Length (ratio) │  1.86 │  1.06 │  3.00 │  2.99 │  2.84 │  1.70 │  0.71 │
 │  Token-Weighted Acceptance Length │  1.64 │   N/A │   N/A │   N/A │   N/A │   N/A │   N/A │
