@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 AIPERF = os.environ.get("AIPERF") or shutil.which("aiperf")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(AIPERF is None, reason="AIPerf is not installed (PyPI: aiperf); AIPERF names its program"),
+]
 REQUESTS, TOKENS = 6, 48
 
 
@@ -34,8 +38,6 @@ def table(printed: str, title: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_its_section_and_its_export_say_what_our_counts_say(served: Any, stream: bool) -> None:
-    if AIPERF is None:
-        pytest.skip("AIPerf is not installed (PyPI: aiperf); AIPERF names its program")
     words = [AIPERF, "profile", "--url", served.url, "--endpoint-type", "chat", "--model", "tiny"]
     words += ["--tokenizer", served.target, "--isl", "40", "--osl", str(TOKENS), "--request-count", str(REQUESTS)]
     words += ["--concurrency", "2", "--random-seed", "1", "--ui", "none", "--output-artifact-dir", "artifacts"]

