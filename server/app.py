@@ -36,7 +36,9 @@ def create_app(
     Metrics go to ``registry``, or to one of the app's own; requests go to ``traces``, if that is given.
     ``app.state.service`` holds what the routes share.
     """
-    metrics = Metrics(registry or CollectorRegistry(), settings.served_model_name, settings.metrics_names)
+    metrics = Metrics(
+        registry or CollectorRegistry(), settings.served_model_name, settings.metrics_names, lambda: engine.info
+    )
     metrics.registry.register(EngineGauges(engine, metrics, settings.price_per_hour))
 
     @asynccontextmanager

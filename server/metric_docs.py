@@ -32,10 +32,73 @@ both are shown by default, and count the same things once.
 
 """
 
+CLIENTS = """
+## With vLLM's and NVIDIA's benchmark clients
+
+Neither knows of Redraft. `vllm bench serve` reads `/metrics` before its requests and after them; its section on
+speculation is the difference. One prompt a line, `{"prompt": "Explain in three sentences why the sky is blue."}`:
+
+```sh
+vllm bench serve --backend openai-chat --base-url http://127.0.0.1:8000 --endpoint /v1/chat/completions \\
+  --model smollm2-135m --tokenizer ~/.cache/redraft/targets/smollm2-135m-b179c952-v1 \\
+  --dataset-name custom --dataset-path prompts.jsonl --custom-output-len 96 --num-prompts 12 \\
+  --max-concurrency 2 --temperature 0 --disable-tqdm
+```
+
+ends, by vLLM 0.32, with
+
+```text
+---------------Speculative Decoding---------------
+Acceptance rate (%):                     23.66
+Acceptance length:                       2.08
+Drafts:                                  242
+Draft tokens:                            1103
+Accepted tokens:                         261
+Per-position acceptance (%):
+  Position 0:                            55.79
+  Position 1:                            25.21
+  Position 2:                            13.64
+  Position 3:                            5.37
+  Position 4:                            3.31
+  Position 5:                            2.48
+  Position 6:                            2.07
+==================================================
+```
+
+AIPerf's section is made of the replies' own `metrics.speculative_decoding`, so it has to ask for them; `/metrics` goes
+into `server_metrics_export.json` beside it. Prompts are `{"text": ...}` here:
+
+```sh
+aiperf profile --url http://127.0.0.1:8000 --endpoint-type chat --streaming --model smollm2-135m \\
+  --tokenizer ~/.cache/redraft/targets/smollm2-135m-b179c952-v1 \\
+  --input-file prompts-aiperf.jsonl --custom-dataset-type single_turn --request-count 12 --concurrency 2 \\
+  --extra-inputs include_metrics:true --extra-inputs max_completion_tokens:96 --extra-inputs temperature:0 --ui none
+```
+
+prints, by AIPerf 0.13, among other things
+
+```text
+┃                            Metric ┃   avg ┃   min ┃   max ┃   p99 ┃   p90 ┃   p50 ┃   std ┃
+│         Acceptance Length (ratio) │  1.86 │  1.06 │  3.00 │  2.99 │  2.84 │  1.70 │  0.71 │
+│  Token-Weighted Acceptance Length │  1.64 │   N/A │   N/A │   N/A │   N/A │   N/A │   N/A │
+│         Draft Acceptance Rate (%) │ 35.05 │ 13.04 │ 66.67 │ 65.38 │ 54.94 │ 30.75 │ 16.22 │
+│ Overall Draft Acceptance Rate (%) │ 37.73 │   N/A │   N/A │   N/A │   N/A │   N/A │   N/A │
+│     Accepted per Verified (ratio) │  0.63 │  0.44 │  0.83 │  0.83 │  0.81 │  0.63 │  0.11 │
+│         Spec Decode Steps (count) │ 47.50 │ 22.00 │ 87.00 │ 87.00 │ 84.00 │ 42.50 │ 20.23 │
+  Accepted drafts per step (% of steps):  0: 71%   1: 14%   2: 5%   3: 3%   4: 4%   5: 1%   6: 0%   7: 0%
+```
+
+- Both are right and differ: vLLM's length is by rounds that drafted, AIPerf's by all rounds, of which many draft
+  nothing on a busy CPU. Both count a bonus token for every round, also where the reply ended before it: the first
+  run's 363 rounds accepted 261 tokens and committed 619, not 624.
+- AIPerf with `HF_HUB_OFFLINE` set takes no folder as `--tokenizer`.
+- `make peers` installs both and holds what they print against `redraft_*`.
+"""
+
 
 def page() -> str:
     """The whole page."""
-    return "".join((HEAD, *_table(), *_edges()))
+    return "".join((HEAD, *_table(), *_edges(), CLIENTS))
 
 
 def _table() -> Iterator[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from redraft.server.engine.types import RoundOutput
+from redraft.server.engine.types import EngineInfo, RoundOutput
 from redraft.server.exposition import Exposition, Family
 from redraft.server.instruments import Count, Distribution, Series
 from redraft.server.metric_table import FINISHES, METRICS
@@ -57,15 +57,30 @@ COUNTED = (
 class Metrics(Collector):
     """The counts, shown in ``registry``."""
 
-    def __init__(self, registry: CollectorRegistry, model_name: str, names: Names = "both") -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        model_name: str,
+        names: Names = "both",
+        served: Callable[[], EngineInfo | None] = lambda: None,
+    ) -> None:
+        """``served``: what the engine says of itself, once it is ready."""
         self.registry = registry
+        self._served = served
         self.exposition = Exposition(names, model_name)
         self.series = {name: Series(METRICS[name]) for name in COUNTED}
         self._recorders: dict[str, Recorder] = {}
         registry.register(self)
 
     def collect(self) -> Iterator[Family]:
-        """Every count there is."""
+        """Every count there is, those of the draft that is served from 0 on.
+
+        Whoever takes the difference of two readings, as ``vllm bench serve`` does of the first one it makes and its
+        last, would otherwise miss what has no count before the first request.
+        """
+        info = self._served()
+        if info is not None:
+            self.recorder(info.draft).announce_positions(info.max_nodes)
         for series in self.series.values():
             yield from self.exposition.series(series)
 
@@ -122,6 +137,11 @@ class Recorder:
         self._duration = distribution("request_duration_seconds")
         self._distribution = distribution
 
+    def announce_positions(self, count: int) -> None:
+        """Show so many positions of a path at least."""
+        while len(self._positions) < count:
+            self._positions.append(self._count("spec_accepted_tokens_per_pos", str(len(self._positions))))
+
     def round(self, output: RoundOutput) -> None:
         """One round that committed tokens."""
         self._rounds.value += 1
@@ -129,8 +149,7 @@ class Recorder:
             self._drafts.value += 1
             self._drafted.value += output.drafted
         self._accepted.value += output.accepted
-        while len(self._positions) < output.accepted:
-            self._positions.append(self._count("spec_accepted_tokens_per_pos", str(len(self._positions))))
+        self.announce_positions(output.accepted)
         for position in self._positions[: output.accepted]:
             position.value += 1
         self._acceptance_length.observe(len(output.tokens))

@@ -141,7 +141,7 @@ class ChoiceRecord:
         return Counts(self.rounds, self._committed, self._drafted, self._accepted)
 
     def metrics(self, max_nodes: int) -> ReplyMetrics:
-        """The reply's ``metrics``; the histogram goes up to ``max_nodes`` in any case."""
+        """The reply's ``metrics``; ``max_nodes`` is what the draft proposes for a round."""
         times = self.times or Times(0.0, 0.0, 0.0)
         first, later = times.queue + times.prefill, self.tokens - self._first_tokens
         total = first + times.decode
@@ -156,13 +156,14 @@ class ChoiceRecord:
 
     def _speculation(self, max_nodes: int) -> SpeculationMetrics:
         rounds = self.rounds
-        longest = max(max_nodes, *self._accepted_counts, 0)
+        # clients hold the histogram's length against num_spec_tokens, and leave out what does not fit
+        most = max(max_nodes, self._most_drafted)
         return SpeculationMetrics(
             mean_acceptance_length=1 + self._accepted / rounds if rounds else 1.0,
             draft_acceptance_rate=self._accepted / self._drafted if self._drafted else 0.0,
-            acceptance_histogram=[self._accepted_counts.get(accepted, 0) for accepted in range(longest + 1)],
+            acceptance_histogram=[self._accepted_counts.get(accepted, 0) for accepted in range(most + 1)],
             num_spec_steps=rounds,
             num_accepted_draft_tokens=self._accepted,
             num_draft_tokens=self._drafted,
-            num_spec_tokens=self._most_drafted,
+            num_spec_tokens=most,
         )

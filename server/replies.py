@@ -55,11 +55,11 @@ class SpeculationMetrics(BaseModel):
 
     mean_acceptance_length: float = Field(description="1 + accepted / steps.")
     draft_acceptance_rate: float = Field(description="accepted / drafted.")
-    acceptance_histogram: list[int] = Field(description="Steps that accepted 0, 1, 2 ... drafted tokens.")
+    acceptance_histogram: list[int] = Field(description="Steps that accepted 0 ... `num_spec_tokens` drafted tokens.")
     num_spec_steps: int = Field(description="Rounds.")
     num_accepted_draft_tokens: int = Field(description="Drafted tokens that became part of the text.")
     num_draft_tokens: int = Field(description="Drafted tokens that were verified.")
-    num_spec_tokens: int = Field(description="Largest number of tokens drafted in a step.")
+    num_spec_tokens: int = Field(description="Most tokens that a step may draft.")
 
 
 class ReplyMetrics(BaseModel):

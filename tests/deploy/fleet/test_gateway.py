@@ -78,6 +78,16 @@ class Fleet:
             assert time.monotonic() < end, self.ready()
             await asyncio.sleep(0.2)
 
+    async def loaded(self, attempts: list[Any]) -> None:
+        """Wait until every replica has answered requests, and requests of both kinds were answered."""
+        end = time.monotonic() + SECONDS
+        while True:
+            served = [await asyncio.to_thread(replica.served) for replica in self.replicas]
+            if all(served) and {attempt.stream for attempt in attempts} == {True, False}:
+                return
+            assert time.monotonic() < end, served
+            await asyncio.sleep(0.2)
+
 
 @pytest.fixture
 def fleet(tmp_path: Path, get: Get) -> Iterator[Fleet]:
@@ -115,9 +125,7 @@ def test_a_killed_replica_costs_what_was_in_flight_and_comes_back(fleet: Fleet, 
 
     async def run() -> tuple[list[Any], float]:
         async with load.running(fleet.url) as attempts:
-            await asyncio.sleep(4)
-            assert min(replica.served() for replica in fleet.replicas) > 0
-            assert {attempt.stream for attempt in attempts} == {True, False}
+            await fleet.loaded(attempts)
             victim.process.send_signal(signal.SIGKILL)
             killed = time.monotonic()
             victim.process.wait()
@@ -145,8 +153,7 @@ def test_a_drained_replica_costs_nothing_and_comes_back(fleet: Fleet, load: Any)
 
     async def run() -> list[Any]:
         async with load.running(fleet.url) as attempts:
-            await asyncio.sleep(4)
-            assert min(replica.served() for replica in fleet.replicas) > 0
+            await fleet.loaded(attempts)
             leaving.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(leaving.process.wait, 60) == 0
             await fleet.until(1)

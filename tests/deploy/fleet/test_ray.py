@@ -71,8 +71,13 @@ def ray(tmp_path: Path, repository: Path, get: Get, free_port: Callable[[], int]
     folders = [str(repository / "deploy" / "ray"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(folders)
     words = [RAY_SERVE, "run", str(tmp_path / "config.yaml")]
-    with (tmp_path / "ray.log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+    # it ends by SIGINT alone, which a shell's background jobs ignore, and so would all that they start
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (tmp_path / "ray.log").open("wb") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, ours)
     running = Ray(f"http://127.0.0.1:{port}", mark)
     try:
         end = time.monotonic() + SECONDS
@@ -87,6 +92,7 @@ def ray(tmp_path: Path, repository: Path, get: Get, free_port: Callable[[], int]
             process.wait(60)
         finally:
             process.kill()
+            process.wait()
     assert running.engines() == 0
 
 
