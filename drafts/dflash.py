@@ -3,7 +3,8 @@
 Its context are the target's own states: after every pass of the target, ``absorb`` turns the tapped outputs into the
 keys and values of all draft layers, in the cells of the very tokens, where acceptance moves them along with the
 target's.  A block is the anchor and masks; row k predicts the token k places behind the anchor, seeing all text before
-the anchor and its own block (up to itself, where the draft is causal).  From the rows' marginals grows the tree.
+the anchor and its own block (up to itself, where the draft is causal).  From the rows' marginals grows the tree,
+corrected by what follows what where the draft has a selector (selector.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from redraft.drafts.dflash_config import DFlashConfig, DraftError
 from redraft.drafts.dflash_weights import DraftLayer, pack
 from redraft.drafts.marginals import BRANCH, Noise, marginals
 from redraft.drafts.own_tokens import Own, OwnTokens
+from redraft.drafts.selector import Selector, chosen
 from redraft.drafts.slots import active_slots, spread
 from redraft.kernels.attention import block_attention
 from redraft.kernels.block_tree import block_tree
@@ -76,6 +78,7 @@ class DFlashDrafter:
         vocabulary = self.weights.vocabulary
         self.own_tokens = OwnTokens(vocabulary, head, own_tokens) if own_tokens and vocabulary is not None else None
         self.embedding = embedding
+        self.selector = Selector.of(checkpoint, self.device) if config.selector_rank else None
         self.temperature = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=device)
         half = torch.arange(config.head_dim // 2, dtype=torch.float64, device=device)
         cos, sin = rope_table(config.rope_theta ** (-2 * half / config.head_dim), positions)
@@ -108,6 +111,10 @@ class DFlashDrafter:
         own = None if self.own_tokens is None else self.own_tokens.find(state, slot, bounds.context)
         logits = self._block(state, slot, anchor, root, bounds.context, own)
         token, log_probability = self._marginals(state, slot, root, logits, bounds.sampled, own)
+        if self.selector is not None:
+            log_probability = self.selector(token, log_probability, self.temperature)
+            if self.branch == 1:
+                token, log_probability = chosen(token, log_probability)
         token, parent, score = block_tree(anchor, token, log_probability, self.max_nodes)
         return spread(state, slot, token, parent, score)
 
@@ -150,10 +157,14 @@ class DFlashDrafter:
     def _marginals(
         self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool, own: Own | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The ``branch`` best tokens of every row and their log-probabilities, [N, B - 1, branch] each."""
+        """The best tokens of every row and their log-probabilities, [N, B - 1, K] each.
+
+        K is ``branch``, but where a selector makes the chain: that is not made of every row's best.
+        """
         noise = Noise(state.sampling.seed[slot], root + 1, state.sampling.temperature[slot]) if sampled else None
         ids = None if own is None else own.ids
-        return marginals(logits, self.temperature, self.branch, self.weights.vocabulary, noise, ids)
+        kept = BRANCH if self.branch == 1 and self.selector is not None else self.branch
+        return marginals(logits, self.temperature, kept, self.weights.vocabulary, noise, ids)
 
 
 def _block_rows(token: Tensor, slot: Tensor, root: Tensor, row: Tensor, causal: bool, slots: int) -> Rows:

@@ -44,11 +44,18 @@ class DFlashConfig:
     max_positions: int = 8192
     tree_temperatures: tuple[float, ...] = ()
     """Per depth, what the logits are divided by before trees are scored; empty: 1 everywhere."""
+    selector_rank: int = 0
+    """Width of the tables by which candidates follow one another (selector.py); 0: every depth for itself."""
 
     @property
     def drafted(self) -> int:
         """Tokens proposed a block."""
         return self.block_size - 1
+
+    @property
+    def tokens(self) -> int:
+        """That the draft can propose."""
+        return self.draft_vocab or self.vocab
 
     @property
     def query_width(self) -> int:
@@ -78,6 +85,9 @@ class DFlashConfig:
         found["fc.weight"] = (hidden, len(self.taps) * hidden)
         found["hidden_norm.weight"] = (hidden,)
         found["norm.weight"] = (hidden,)
+        if self.selector_rank:
+            for name in ("predecessor", "successor"):
+                found[f"candidate_selector.{name}_codebook.weight"] = (self.tokens, self.selector_rank)
         if self.draft_vocab:
             found["d2t"] = (self.draft_vocab,)
         return found
@@ -104,6 +114,8 @@ def to_json(config: DFlashConfig) -> dict[str, Any]:
         inner["causal_head"] = True
     if config.tree_temperatures:
         inner["tree_temperatures"] = list(config.tree_temperatures)
+    if config.selector_rank:
+        inner["selector_rank"] = config.selector_rank
     made: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "model_type": "qwen3",
@@ -173,6 +185,7 @@ def from_json(raw: dict[str, Any], where: str) -> DFlashConfig:
         draft_vocab=raw.get("draft_vocab_size") or 0,
         max_positions=number("max_position_embeddings", raw.get("max_position_embeddings", 8192)),
         tree_temperatures=tuple(map(float, inner.get("tree_temperatures", ()))),
+        selector_rank=number("dflash_config.selector_rank", inner["selector_rank"]) if "selector_rank" in inner else 0,
     )
     heads_fit = config.heads % config.kv_heads == config.head_dim % 2 == 0
     if config.block_size < 2 or not heads_fit or not 0 <= config.draft_vocab <= config.vocab:

@@ -1,8 +1,9 @@
-"""Make a tree of the marginals of a block draft, which guesses every depth at once and without regard to the others.
+"""Make a tree of what a block draft believes, which guesses every depth at once.
 
-A node's probability is taken as the product of the marginals along its path.  The tree of n nodes with the greatest
-expected acceptance length is then the n prefixes with the greatest products (DDTree, arXiv 2604.12989), and a prefix is
-never less probable than what goes on from it, so a node's parent is among them whenever the node is.
+A node's probability is taken as the product along its path of its tokens' probabilities: the draft's marginals, or what
+they are behind the token before.  The tree of n nodes with the greatest expected acceptance length is then the n
+prefixes with the greatest products (DDTree, arXiv 2604.12989), and a prefix is never less probable than what goes on
+from it, so a node's parent is among them whenever the node is.
 
 The paper takes them one by one from a heap.  Here it is depth by depth: of every depth the best n are kept, since a
 prefix that n others of its depth outdo is not in the tree, and nor is anything that goes on from it.  At the end the n
@@ -30,7 +31,8 @@ def block_tree(anchor: Tensor, top_token: Tensor, top_logprob: Tensor, nodes: in
         anchor: [N] int64, the roots' tokens.
         top_token: [N, D, K] int64, candidates for depths 1 to D; siblings differ if a depth's candidates do.
         top_logprob: [N, D, K] fp32, natural logarithms of their probabilities, best first (which decides ties and
-            nothing else); -inf or NaN where there is no candidate.  What rounding put above 0 counts as 0.
+            nothing else); -inf or NaN where there is no candidate.  What rounding put above 0 counts as 0.  Or
+            [N, D, K, K]: of candidate c behind candidate p of the depth before; at depth 1 only p = 0 is looked at.
         nodes: drafted nodes of a tree, 1 to ``MAX_NODES``.
 
     Returns:
@@ -44,22 +46,28 @@ def block_tree(anchor: Tensor, top_token: Tensor, top_logprob: Tensor, nodes: in
     if not 1 <= nodes <= MAX_NODES:
         raise ValueError(f"nodes must be 1 to {MAX_NODES}, not {nodes}")
     shape = top_token.shape
-    if len(shape) != 3 or top_logprob.shape != shape or anchor.shape != shape[:1] or 0 in shape[1:]:
+    paired = top_logprob.dim() == 4
+    known = len(shape) == 3 and top_logprob.shape == ((*shape, shape[2]) if paired else shape)
+    if not known or anchor.shape != shape[:1] or 0 in shape[1:]:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (anchor, top_token, top_logprob))
-        raise ValueError(f"anchor, top_token and top_logprob must be [N], [N, D, K] and [N, D, K], not {shapes}")
+        raise ValueError(
+            f"anchor, top_token and top_logprob must be [N], [N, D, K] and [N, D, K] or [N, D, K, K], not {shapes}"
+        )
     N, D, K = shape
     device = anchor.device
 
     # a cost is a negated log-probability; what is absent costs inf or NaN, which sort last
     # the difference, unlike a negation, makes no -0, which a sort by bits would tell from 0
-    steps = (0 - top_logprob).clamp_(min=0).unsqueeze(2).unbind(1)
+    steps = (0 - top_logprob).clamp_(min=0).unbind(1)
     # the root, and prefixes that do not exist, so that all depths have the same width
     beam = functional.pad(top_logprob.new_zeros(N, 1), (0, nodes - 1), value=_INF)
+    ends = torch.zeros(N, nodes, 1, dtype=torch.int64, device=device)
     costs, choices = [], []
     for step in steps:
+        step = step.gather(1, ends.expand(N, nodes, K)) if paired else step.unsqueeze(1)
         # number nodes * K: candidate number % K after the previous depth's prefix number // K
         ranked, choice = (beam.unsqueeze(2) + step).flatten(1).sort(dim=1, stable=True)
-        beam = ranked[:, :nodes]
+        beam, ends = ranked[:, :nodes], (choice[:, :nodes] % K).unsqueeze(2)
         costs.append(beam)
         choices.append(choice)
 

@@ -23,6 +23,8 @@ from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd import Opd
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.run import Progress, Run
+from redraft.drafts.training.selector import SelectorRun
+from redraft.drafts.training.selector_settings import SelectorSettings
 from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.drafts.training.together import ALONE, Together
@@ -179,6 +181,8 @@ def make_run(
     if isinstance(settings, OpdSettings):
         kind = Eagle3Opd if isinstance(config, Eagle3Config) else Opd
         return kind(settings, ends=spec.eos_token_ids, **parts)
+    if isinstance(settings, SelectorSettings):
+        return SelectorRun(settings, **parts)
     return Eagle3(settings, **parts) if isinstance(settings, Eagle3Settings) else Sft(settings, **parts)
 
 

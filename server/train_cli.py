@@ -45,6 +45,7 @@ from redraft.server.train_options import (
     numbers,
     refuse_settled,
 )
+from redraft.server.train_selector_cli import selector
 
 app = typer.Typer(
     help="Train drafts for a target.  A run can be stopped with Ctrl-C and goes on with the same command.",
@@ -55,6 +56,7 @@ app = typer.Typer(
 
 app.command()(opd)
 app.command()(eagle3)
+app.command()(selector)
 
 
 @app.callback()

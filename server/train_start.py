@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from redraft.drafts import dflash_config, eagle3_config
@@ -20,11 +21,12 @@ from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.initial import initial_module
 from redraft.drafts.training.module import DFlashModule
 from redraft.drafts.training.opd_settings import OpdSettings
+from redraft.drafts.training.selector_settings import SelectorSettings
 from redraft.drafts.training.settings import SftSettings
 from redraft.drafts.training.teacher import Teacher
 from redraft.server.engine.target.spec import TargetSpec
 
-Settings = SftSettings | OpdSettings | Eagle3Settings
+Settings = SftSettings | OpdSettings | Eagle3Settings | SelectorSettings
 
 
 def kept_tokens(
@@ -52,8 +54,8 @@ def first_draft(
     """The draft before its first step; ``sample`` is a text of the run."""
     if start is not None:
         return _gone_on_from(start, spec, settings)
-    if isinstance(settings, OpdSettings):
-        raise DraftError("there is nothing to train on-policy without a draft to start from")
+    if isinstance(settings, OpdSettings | SelectorSettings):
+        raise DraftError("there is nothing to train on-policy, or a selector for, without a draft to start from")
     size, seed, scale = len(vocabulary.ids), settings.seed, settings.output_scale
     if isinstance(settings, Eagle3Settings):
         eagle3 = new_eagle3(spec, settings, size)
@@ -68,22 +70,32 @@ def _gone_on_from(start: Checkpoint, spec: TargetSpec, settings: Settings) -> tu
     config, module = start.config, nn.Module()
     eagle3 = isinstance(config, Eagle3Config)
     if not isinstance(settings, OpdSettings) and eagle3 != isinstance(settings, Eagle3Settings):
-        kinds = ("an EAGLE-3", "eagle3") if eagle3 else ("a DFlash", "sft")
-        raise DraftError(f"--start is {kinds[0]} draft; redraft train {kinds[1]} or opd goes on from it")
+        kinds = ("an EAGLE-3", "eagle3 or opd goes") if eagle3 else ("a DFlash", "sft, opd or selector goes")
+        raise DraftError(f"--start is {kinds[0]} draft; redraft train {kinds[1]} on from it")
     if isinstance(config, Eagle3Config):
         config = config.for_target(spec.layers)
         if isinstance(settings, Eagle3Settings) and config.steps != settings.depth:
             config = replace(config, steps=settings.depth, tree_temperatures=())
         module = Eagle3Module(config)
     else:
+        if isinstance(settings, SelectorSettings):
+            config = _with_selector(config, settings)
         module = DFlashModule(config)
     ours, theirs = (spec.hidden, spec.vocab, spec.layers), (config.hidden, config.vocab, config.target_layers)
     if ours != theirs:
         raise DraftError(
             f"--start is a draft for a target with hidden size, vocabulary and layers {theirs}; this one has {ours}"
         )
-    module.load_state_dict({name: tensor.float() for name, tensor in start.tensors.items() if name not in MAPS})
+    found = {name: tensor.float() for name, tensor in start.tensors.items() if name not in MAPS}
+    module.load_state_dict(module.state_dict() | found)
     return config, module
+
+
+def _with_selector(config: DFlashConfig, settings: SelectorSettings) -> DFlashConfig:
+    if config.selector_rank not in (0, settings.rank):
+        raise DraftError(f"--start has a selector of rank {config.selector_rank} already; give that as --rank")
+    torch.manual_seed(settings.seed)
+    return replace(config, selector_rank=settings.rank)
 
 
 def new_dflash(spec: TargetSpec, settings: SftSettings, draft_vocab: int) -> DFlashConfig:

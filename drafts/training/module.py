@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from redraft.drafts.dflash_config import DFlashConfig
 from redraft.drafts.eagle3_config import Eagle3Config
+from redraft.drafts.training.selector_module import CandidateSelector
 from redraft.kernels.rope import rope_table
 
 
@@ -144,6 +145,7 @@ class DFlashModule(nn.Module):
         self.fc = nn.Linear(len(config.taps) * config.hidden, config.hidden, bias=False)
         self.hidden_norm = RMSNorm(config.hidden, config.norm_eps)
         self.norm = RMSNorm(config.hidden, config.norm_eps)
+        self.candidate_selector = CandidateSelector(config) if config.selector_rank else None
 
     def forward(self, taps: Tensor, anchor: Tensor, block: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Normed states from which the head predicts, of the masks of every block.

@@ -40,7 +40,7 @@ class Optimiser:
 
     def __init__(self, module: nn.Module, kind: str, rate: float, weight_decay: float) -> None:
         """``kind`` is ``muon`` or ``adamw``; ``rate`` is the peak, on AdamW's scale for both."""
-        named = dict(module.named_parameters())
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.names = {id(parameter): name for name, parameter in named.items()}
         matrices = [p for p in named.values() if p.dim() == 2]
         rest = [p for p in named.values() if p.dim() != 2]

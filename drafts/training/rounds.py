@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from redraft.drafts.marginals import BRANCH, Noise, marginals
+from redraft.drafts.selector import chosen, conditional
 from redraft.drafts.training.blocks import Batch, Vocabulary, make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.loss import IGNORE
@@ -88,12 +89,17 @@ def _propose(
     logits = hidden.to(vocabulary.head.dtype) @ vocabulary.head.T
     wanted = torch.where(batch.label == IGNORE, -1, vocabulary.ids[batch.label.clamp_min(0)]).flatten(0, 1)
     noise = _noise(texts, batch.anchor)
-    if nodes == 0 and noise is None:
+    selector = module.candidate_selector
+    if nodes == 0 and noise is None and selector is None:
         drafted = vocabulary.ids[logits.argmax(-1)]  # as ``marginals`` has it, without their probabilities
     else:
         scale = torch.tensor(config.tree_temperatures or (1.0,) * config.drafted, device=logits.device)
-        token, log_probability = marginals(logits, scale, BRANCH if nodes else 1, vocabulary.ids, noise)
+        kept = BRANCH if nodes or selector is not None else 1
+        token, log_probability = marginals(logits, scale, kept, vocabulary.ids, noise)
         drafted = token[..., 0]
+        if selector is not None:
+            log_probability = conditional(selector.pairs(vocabulary.row[token]), log_probability, scale)
+            drafted = chosen(token, log_probability)[0][..., 0]
     if nodes:
         root = torch.zeros_like(drafted[:, 0])  # whose token is of no interest here
         accepted = _down_the_tree(wanted, *block_tree(root, token, log_probability, nodes))

@@ -167,7 +167,7 @@ class Run(ABC):
         counts = torch.tensor([flops.target, flops.draft, flops.head])
         gradients = []
         if self.together.size > 1:
-            for parameter in self.module.parameters():
+            for parameter in filter(lambda parameter: parameter.requires_grad, self.module.parameters()):
                 if parameter.grad is None:  # there were fewer texts than processes
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)

@@ -152,7 +152,7 @@ def make_setting(random_target: Callable[[str], Path], random_draft: Callable[..
         if kind == "eagle3":
             checkpoint = read_draft(random_draft(folder, kind="eagle3", kept=range(0, 300, 2)))
             return Eagle3Drafter(checkpoint, setting.embedding, POSITIONS, NODES)
-        checkpoint = read_draft(random_draft(folder, kept=range(0, 300, 2)))
+        checkpoint = read_draft(random_draft(folder, kept=range(0, 300, 2), selector_rank=8))
         draft = DFlashDrafter(checkpoint, setting.embedding, setting.head, POSITIONS, NODES, own_tokens=4)
         return draft if kind == "dflash" else MergedDrafter(draft, NgramDrafter(SLOTS, vocab, CPU, NODES))
 

@@ -70,16 +70,16 @@ def train(target: Path, checkpoint: Checkpoint, texts: Sequence[Text], into: Pat
     write_draft(into, config, module.state_dict(), tuple(vocabulary.ids.tolist()), {})
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["open", "causal"])
+@pytest.mark.parametrize(("causal", "rank"), [(False, 0), (True, 0), (False, 4)], ids=["open", "causal", "selector"])
 def test_a_trained_draft_is_accepted_as_often_as_training_measures(
-    tiny_target: Callable[[str], Path], random_draft: Callable[..., Path], tmp_path: Path, causal: bool
+    tiny_target: Callable[[str], Path], random_draft: Callable[..., Path], tmp_path: Path, causal: bool, rank: int
 ) -> None:
     target, folder = tiny_target("qwen3"), tmp_path / "learnt"
     expected, _ = decode(target, "none")
     texts = [Text((*prompt, *said), len(prompt)) for prompt, said in zip(PROMPTS, expected, strict=True)]
     kept = sorted({token for said in expected for token in said})
     with torch.inference_mode(False), torch.enable_grad():
-        train(target, read_draft(random_draft(target, kept=kept, causal=causal)), texts, folder)
+        train(target, read_draft(random_draft(target, kept=kept, causal=causal, selector_rank=rank)), texts, folder)
         checkpoint = read_draft(folder)
         module, teacher, vocabulary = trainable(target, checkpoint)
         rope, taps = rope_for(checkpoint.config, 300, CPU), checkpoint.config.taps
