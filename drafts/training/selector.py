@@ -45,27 +45,32 @@ class SelectorRun(DFlashRun):
         # the first row behind an anchor teaches nothing
         left = (len(text.tokens) - 2 - a for text, drawn in zip(texts, anchors, strict=True) for a in drawn)
         total = sum(max(min(self.config.drafted - 1, rows), 0) for rows in left)
-        # drawn for all texts alike, whatever share of them this process has
-        seed = int(torch.randint(2**31, (), generator=generator))
+        # one for each text, so that it does not matter who teaches it and beside which
+        drawn = torch.randint(2**31, (len(texts),), generator=generator).tolist()
         loss = torch.zeros((), device=self.teacher.embedding.device)
         found = torch.zeros(2, device=loss.device)
         spent = Flops()
-        texts, anchors = self.together.share(texts), list(self.together.share(anchors))
-        with torch.random.fork_rng(devices=[loss.device] if loss.is_cuda else []):
-            torch.manual_seed(seed)
-            for start in range(0, len(texts), settings.micro_batch):
-                part = slice(start, start + settings.micro_batch)
-                states, read = zip(*(self.states(text) for text in texts[part]), strict=True)
-                batch = make_batch(self.config, self.teacher, self.vocabulary, texts[part], states, anchors[part])
-                made, hits = self._loss(batch)
-                (made / max(total, 1)).backward()  # type: ignore[no-untyped-call]
-                loss += made.detach() / max(total, 1)
-                found += hits
-                spent = sum((*read, self._spent(batch)), spent)
+        share = self.together.share
+        texts, anchors, seeds = share(texts), list(share(anchors)), share(drawn)
+        for start in range(0, len(texts), settings.micro_batch):
+            part = slice(start, start + settings.micro_batch)
+            states, read = zip(*(self.states(text) for text in texts[part]), strict=True)
+            batch = make_batch(self.config, self.teacher, self.vocabulary, texts[part], states, anchors[part])
+            made, hits = self._loss(batch, self._kept(seeds[part], batch))
+            (made / max(total, 1)).backward()  # type: ignore[no-untyped-call]
+            loss += made.detach() / max(total, 1)
+            found += hits
+            spent = sum((*read, self._spent(batch)), spent)
         self.together.sum_([loss, found])
         return Made(loss, total, spent, {"candidates": (found[0] / found[1].clamp_min(1)).item()})
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _kept(self, seeds: Sequence[int], batch: Batch) -> Tensor:
+        """[N, D - 1, r] what dropout leaves of the predecessors' numbers, drawn by text."""
+        drop, shape = self.settings.dropout, (batch.anchor.shape[1], self.config.drafted - 1, self.settings.rank)
+        drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return ((torch.cat(drawn) >= drop) / (1 - drop)).to(batch.anchor.device)
+
+    def _loss(self, batch: Batch, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss, and of how many rows the label is among the candidates, and of how many there are."""
         value, column, probability = self._believed(batch)
         label = batch.label.flatten(0, 1)
@@ -74,7 +79,7 @@ class SelectorRun(DFlashRun):
         weight = self.settings.alpha + (1 - self.settings.alpha) * reached
         hit = column[:, 1:] == label[:, 1:, None]
         taught = hit.any(-1) & known[:, :-1]
-        logits = value[:, 1:] + self.selector(label[:, :-1].clamp_min(0), column[:, 1:], self.settings.dropout)
+        logits = value[:, 1:] + self.selector(label[:, :-1].clamp_min(0), column[:, 1:], kept)
         lost = logits.logsumexp(-1) - (logits * hit).sum(-1)
         rows = known[:, 1:] & known[:, :-1]
         return (lost * weight[:, 1:] * taught).sum(), torch.stack((taught.sum(), rows.sum())).float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from redraft.drafts.dflash_config import DFlashConfig
 
@@ -19,9 +18,12 @@ class CandidateSelector(nn.Module):
         nn.init.normal_(self.predecessor_codebook.weight, std=config.selector_rank**-0.5)
         nn.init.zeros_(self.successor_codebook.weight)
 
-    def forward(self, before: Tensor, after: Tensor, dropout: float = 0.0) -> Tensor:
-        """[..., K] for candidates ``after`` [..., K] behind ``before`` [...], both rows of the draft's head."""
-        known = functional.dropout(self.predecessor_codebook(before), dropout, dropout > 0)
+    def forward(self, before: Tensor, after: Tensor, kept: Tensor) -> Tensor:
+        """[..., K] for candidates ``after`` [..., K] behind ``before`` [...], both rows of the draft's head.
+
+        ``kept`` [..., r] is what dropout leaves of the numbers of ``before``.
+        """
+        known = self.predecessor_codebook(before) * kept
         leaning: Tensor = torch.linalg.vecdot(self.successor_codebook(after), known.unsqueeze(-2))
         return leaning
 

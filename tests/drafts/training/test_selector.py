@@ -77,7 +77,7 @@ def test_the_loss_is_the_formula(make, tmp_path: Path, kept) -> None:
     texts = list(run.texts)
     states = [run.cache.states(text) for text in texts]
     batch = make_batch(run.config, run.teacher, run.vocabulary, texts, states, [t.anchors for t in texts])
-    made, _ = run._loss(batch)
+    made, _ = run._loss(batch, run._kept(range(len(texts)), batch))
     expected = literal(run, batch)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
     (got,) = torch.autograd.grad(made, run.selector.predecessor_codebook.weight)

@@ -21,6 +21,8 @@ from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd import Opd
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.run import Run
+from redraft.drafts.training.selector import SelectorRun
+from redraft.drafts.training.selector_settings import SelectorSettings
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.drafts.training.together import ALONE, Together
 from redraft.server.train_together import gathered
@@ -78,6 +80,27 @@ def test_sft(make_run, together: Together, tmp_path: Path, shared: Path, changes
         assert len((shared / "log.jsonl").read_text().splitlines()) == 6
     else:
         assert run.progress.tau is None, "one process measures"
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_selector(
+    make_run, make_config, random_module, together: Together, tmp_path: Path, shared: Path, micro_batch: int
+) -> None:
+    """Dropout too is the whole step's, and what is frozen stays so."""
+    first = make_run(tmp_path / "first")
+    config = make_config(selector_rank=3)
+
+    def run(out: Path, together: Together) -> SelectorRun:
+        settings = SelectorSettings(**(SMALL | {"rank": 3, "candidates": 5, "micro_batch": micro_batch}))
+        parts = (first.teacher, first.vocabulary, random_module(config), first.texts, first.dev, first.cache, out)
+        return SelectorRun(settings, config, *parts, together=together)
+
+    one, two = run(tmp_path / "alone", ALONE), run(shared, together)
+    frozen = two.module.fc.weight.clone()
+    assert train(one)
+    assert train(two)
+    assert_alike(two, one)
+    assert torch.equal(two.module.fc.weight, frozen)
 
 
 def test_states_on_disk_are_shared(make_run, together: Together, tmp_path: Path, shared: Path) -> None:
