@@ -24,7 +24,7 @@ def project(repository: Path) -> dict[str, Any]:
 def pins(repository: Path) -> dict[str, str]:
     """Version by name; every line must be ``name==version`` in normal form."""
     lines = (repository / "constraints.txt").read_text().splitlines()
-    parts = [re.fullmatch(r"([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.]*)", line) for line in lines]
+    parts = [re.fullmatch(r"([a-z0-9]+(?:-[a-z0-9]+)*)==((?:[0-9]+!)?[0-9][0-9a-z.]*)", line) for line in lines]
     assert [line for line, part in zip(lines, parts, strict=True) if part is None] == []
     assert lines == sorted(set(lines))
     return dict(part.groups() for part in parts if part is not None)

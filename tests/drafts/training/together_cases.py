@@ -82,16 +82,13 @@ def test_sft(make_run, together: Together, tmp_path: Path, shared: Path, changes
         assert run.progress.tau is None, "one process measures"
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_selector(
-    make_run, make_config, random_module, together: Together, tmp_path: Path, shared: Path, micro_batch: int
-) -> None:
+def test_selector(make_run, make_config, random_module, together: Together, tmp_path: Path, shared: Path) -> None:
     """Dropout too is the whole step's, and what is frozen stays so."""
     first = make_run(tmp_path / "first")
     config = make_config(selector_rank=3)
 
     def run(out: Path, together: Together) -> SelectorRun:
-        settings = SelectorSettings(**(SMALL | {"rank": 3, "candidates": 5, "micro_batch": micro_batch}))
+        settings = SelectorSettings(**(SMALL | {"rank": 3, "candidates": 5}))
         parts = (first.teacher, first.vocabulary, random_module(config), first.texts, first.dev, first.cache, out)
         return SelectorRun(settings, config, *parts, together=together)
 
