@@ -106,7 +106,7 @@ def test_a_start_that_does_not_fit_is_refused(train, tmp_path: Path) -> None:
     assert train("block", "--steps", "1", *dflash, kind="sft").exit_code == 0
     eagle3 = ("--start", tmp_path / "first" / "draft")
     assert "an EAGLE-3 draft; redraft train eagle3 or opd goes on" in one_line(train("o", *eagle3, kind="sft"))
-    assert "a DFlash draft; redraft train sft or opd goes on" in one_line(
+    assert "a DFlash draft; redraft train sft, opd or selector goes on" in one_line(
         train("o", "--start", tmp_path / "block" / "draft")
     )
     settled = one_line(train("o", *eagle3, "--draft-vocab", "9", "--taps", "1"))
