@@ -17,6 +17,8 @@ class CandidateSelector(nn.Module):
         self.successor_codebook = nn.Embedding(config.tokens, config.selector_rank)
         nn.init.normal_(self.predecessor_codebook.weight, std=config.selector_rank**-0.5)
         nn.init.zeros_(self.successor_codebook.weight)
+        # trained by a run of its own (selector.py); gradients of zero, which several processes sum, would decay it
+        self.requires_grad_(False)
 
     def forward(self, before: Tensor, after: Tensor, kept: Tensor) -> Tensor:
         """[..., K] for candidates ``after`` [..., K] behind ``before`` [...], both rows of the draft's head.

@@ -124,10 +124,7 @@ class Knowing(DFlashDrafter):
         return known, share.log().expand(known.shape)
 
 
-@pytest.fixture(
-    scope="module",
-    params=["llama-bf16", "qwen3-fp32", "llama-fp32-torch"],
-)
+@pytest.fixture(scope="module", params=["llama-bf16", "qwen3-fp32", "llama-fp32-torch"])
 def setting(
     request: pytest.FixtureRequest,
     tiny_target: Callable[[str], Path],

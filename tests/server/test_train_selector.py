@@ -59,6 +59,22 @@ def test_a_draft_gets_a_selector_and_serves(train, tmp_path: Path) -> None:
     assert more.exit_code == 0, more.output
 
 
+@pytest.mark.parametrize("kind", ["sft", "opd"])
+@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+def test_other_training_leaves_the_selector_as_it_is(train, tmp_path: Path, kind: str, optimiser: str) -> None:
+    assert train("sft", "first").exit_code == 0
+    assert train("selector", "second", "--start", tmp_path / "first" / "draft", "--rank", "8").exit_code == 0
+    start = tmp_path / "second" / "draft"
+    words = ["train", kind, "--target", tmp_path / "tiny", "--data", tmp_path / "data.jsonl", "--start", start]
+    words += ["--device", "cpu", "--batch", "2", "--steps", "3", "--optimiser", optimiser, "--out", tmp_path / "third"]
+    made = CliRunner().invoke(app, list(map(str, words)))
+    assert made.exit_code == 0, made.output
+    before, after = read_draft(start).tensors, read_draft(tmp_path / "third" / "draft").tensors
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("candidate_selector")} <= same
+    assert "fc.weight" not in same
+
+
 def test_what_cannot_have_one_is_refused(train, tmp_path: Path) -> None:
     assert train("sft", "first").exit_code == 0
     assert train("selector", "second", "--start", tmp_path / "first" / "draft", "--rank", "8").exit_code == 0

@@ -15,6 +15,7 @@ from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.blocks import Vocabulary, make_batch
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.loss import IGNORE
+from redraft.drafts.training.optimise import Optimiser
 from redraft.drafts.training.selector import SelectorRun
 from redraft.drafts.training.selector_settings import SelectorSettings
 from redraft.drafts.training.tap_cache import TapCache
@@ -94,6 +95,13 @@ def test_the_rest_of_the_draft_stays_as_it_is(make, tmp_path: Path) -> None:
     assert changed == {f"candidate_selector.{end}_codebook.weight" for end in ("predecessor", "successor")}
     assert run.progress.flops.draft > 0
     assert 0 < run.progress.figures["candidates"] <= 1
+
+
+def test_nothing_else_trains_it(make_config, random_module) -> None:
+    """So that zeros in place of missing gradients, as several processes have them, do not decay it."""
+    module = random_module(make_config(selector_rank=RANK))
+    names = set(Optimiser(module, "muon", 0.01, 0.1).names.values())
+    assert names == {name for name in module.state_dict() if not name.startswith("candidate_selector")}
 
 
 def test_resuming_changes_no_bit(make, tmp_path: Path) -> None:
