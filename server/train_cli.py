@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from redraft.server.engine.types import RedraftError
 from redraft.server.options import (
     DEFAULT_TARGET,
     Device,
@@ -44,6 +43,7 @@ from redraft.server.train_options import (
     WeightDecay,
     numbers,
     refuse_settled,
+    settings_of,
 )
 from redraft.server.train_selector_cli import selector
 
@@ -137,43 +137,13 @@ def sft(
 ) -> None:
     """Train a DFlash draft on its target's own texts (supervised; arXiv 2602.06036)."""
     with mendable_errors():
-        from redraft.drafts.dflash_config import DraftError
         from redraft.drafts.training.settings import SftSettings
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.train import RunOptions, train_draft
 
         if start is not None:
             refuse_settled(context, ARCHITECTURE)
-        try:
-            settings = SftSettings(
-                layers=layers,
-                block_size=block_size,
-                taps=numbers(taps, "--taps"),
-                tap_count=tap_count,
-                causal=causal,
-                vocab=vocab,
-                mask_token_id=mask_token_id,
-                copied=numbers(copied, "--copied"),
-                output_scale=output_scale,
-                steps=steps,
-                batch=batch,
-                micro_batch=micro_batch,
-                anchors=anchors,
-                max_length=max_length,
-                optimiser=optimiser,
-                rate=rate,
-                weight_decay=weight_decay,
-                clip=clip,
-                warmup=warmup,
-                decay_share=decay_share,
-                weights=weights,
-                gamma=gamma,
-                alpha=alpha,
-                soft=soft,
-                seed=seed,
-            )
-        except DraftError as error:
-            raise RedraftError(str(error)) from None
+        settings = settings_of(SftSettings, context, taps=numbers(taps, "--taps"), copied=numbers(copied, "--copied"))
         options = RunOptions(
             out=out,
             start=start,

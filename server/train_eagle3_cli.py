@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Annotated
 
 import typer
 
-from redraft.server.engine.types import RedraftError
 from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, finite, mendable_errors
 from redraft.server.train_options import (
     Batch,
@@ -36,6 +34,7 @@ from redraft.server.train_options import (
     WeightDecay,
     numbers,
     refuse_settled,
+    settings_of,
 )
 
 ARCHITECTURE = {
@@ -90,19 +89,13 @@ def eagle3(
 ) -> None:
     """Train an EAGLE-3 draft on its target's own texts (training-time test; arXiv 2503.01840)."""
     with mendable_errors():
-        from redraft.drafts.dflash_config import DraftError
         from redraft.drafts.training.eagle3_settings import Eagle3Settings
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.train import RunOptions, train_draft
 
         if start is not None:
             refuse_settled(context, ARCHITECTURE)
-        # a setting is the option of its name; "start" becomes a version when the draft is read
-        names = {field.name for field in fields(Eagle3Settings)} - {"start", "taps"}
-        try:
-            settings = Eagle3Settings(taps=numbers(taps, "--taps"), **{name: context.params[name] for name in names})
-        except DraftError as error:
-            raise RedraftError(str(error)) from None
+        settings = settings_of(Eagle3Settings, context, taps=numbers(taps, "--taps"))
         keep = True if states is not None else keep_states
         options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit, tensorboard=tensorboard)
         resolved = resolve_target(target, revision=revision, offline=offline)

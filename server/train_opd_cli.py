@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from redraft.server.engine.types import RedraftError
 from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, finite, mendable_errors
 from redraft.server.train_options import (
     Batch,
@@ -29,10 +28,12 @@ from redraft.server.train_options import (
     TensorBoard,
     Warmup,
     WeightDecay,
+    settings_of,
 )
 
 
 def opd(
+    context: typer.Context,
     start: Annotated[Path, typer.Option(help="Folder of the draft to train on its own rounds.")],
     data: Data,
     out: Out,
@@ -105,37 +106,15 @@ def opd(
 ) -> None:
     """Train a DFlash draft on its own rejected tokens (Draft-OPD; arXiv 2605.29343)."""
     with mendable_errors():
-        from redraft.drafts.dflash_config import DraftError
         from redraft.drafts.training.opd_settings import OpdSettings, ablated
+        from redraft.server.engine.draft_errors import as_redraft_error
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.train import RunOptions, train_draft
 
-        try:
-            settings = OpdSettings(
-                steps=steps,
-                batch=batch,
-                micro_batch=micro_batch,
-                max_length=max_length,
-                optimiser=optimiser,
-                rate=rate,
-                weight_decay=weight_decay,
-                clip=clip,
-                warmup=warmup,
-                decay_share=decay_share,
-                gamma=gamma,
-                seed=seed,
-                tree_nodes=tree_nodes,
-                loss=loss,
-                aggregate=aggregate,
-                accepted_weight=accepted_weight,
-                rejected_weight=rejected_weight,
-                correction=correction,
-                suffix_teacher=suffix_teacher,
-                hard=hard,
-            )
-            settings = settings if ablate is None else ablated(settings, ablate)
-        except DraftError as error:
-            raise RedraftError(str(error)) from None
+        settings = settings_of(OpdSettings, context)
+        if ablate is not None:
+            with as_redraft_error():
+                settings = ablated(settings, ablate)
         keep = True if states is not None else keep_states
         options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit, tensorboard=tensorboard)
         resolved = resolve_target(target, revision=revision, offline=offline)

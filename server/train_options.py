@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from redraft.server.engine.types import RedraftError
 from redraft.server.options import finite, on_command_line
+
+if TYPE_CHECKING:
+    from redraft.drafts.training.settings import RunSettings
+
+Kind = TypeVar("Kind", bound="RunSettings")
 
 Data = Annotated[
     list[Path],
@@ -93,3 +99,15 @@ def refuse_settled(context: typer.Context, settled: Mapping[str, str]) -> None:
     given = [option for name, option in settled.items() if on_command_line(context, name)]
     if given:
         raise RedraftError(f"{', '.join(given)}: settled by the draft of --start; leave it out")
+
+
+def settings_of(kind: type[Kind], context: typer.Context, **made: Any) -> Kind:
+    """``kind``'s settings: each the option of its name or what ``made`` has of it, else its default.
+
+    ``start`` becomes a version when the draft is read.  Raises ``RedraftError`` for what cannot be trained.
+    """
+    from redraft.server.engine.draft_errors import as_redraft_error
+
+    names = {field.name for field in fields(kind)} & set(context.params) - {"start", *made}
+    with as_redraft_error():
+        return kind(**made, **{name: context.params[name] for name in names})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from redraft.server.engine.types import RedraftError
 from redraft.server.options import DEFAULT_TARGET, Device, Offline, Revision, Target, finite, mendable_errors
 from redraft.server.train_options import (
     Batch,
@@ -28,6 +26,7 @@ from redraft.server.train_options import (
     Steps,
     TensorBoard,
     Warmup,
+    settings_of,
 )
 
 
@@ -73,17 +72,11 @@ def selector(
 ) -> None:
     """Fit which drafted token follows which: tables behind a finished DFlash draft, which stays as it is otherwise."""
     with mendable_errors():
-        from redraft.drafts.dflash_config import DraftError
         from redraft.drafts.training.selector_settings import SelectorSettings
         from redraft.server.engine.target.resolve import resolve_target
         from redraft.server.train import RunOptions, train_draft
 
-        # a setting is the option of its name; "start" becomes a version when the draft is read
-        names = {field.name for field in fields(SelectorSettings)} & set(context.params) - {"start"}
-        try:
-            settings = SelectorSettings(**{name: context.params[name] for name in names})
-        except DraftError as error:
-            raise RedraftError(str(error)) from None
+        settings = settings_of(SelectorSettings, context)
         keep = True if states is not None else None
         options = RunOptions(out, start, keep, states, measure_every, save_every, dev_limit, tensorboard=tensorboard)
         resolved = resolve_target(target, revision=revision, offline=offline)
