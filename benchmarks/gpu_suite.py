@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from redraft.benchmarks.attention_checks import attention_checks
 from redraft.benchmarks.attention_speed import attention_speed
 from redraft.benchmarks.bandwidth import copy_bandwidth
+from redraft.benchmarks.dependent_checks import dependent, dependent_checks
 from redraft.benchmarks.equality_checks import equality_checks
 from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
 from redraft.benchmarks.kernel_checks import FULL, QUICK, Check, kernel_checks
@@ -37,6 +38,7 @@ from redraft.benchmarks.step_speed import CASES, step_speed
 from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
 from redraft.benchmarks.suite_speed import plain_step, speed
 from redraft.benchmarks.tiny import make_tiny_target
+from redraft.kernels.dependent_launch import LEAST_CAPABILITY
 from redraft.kernels.triton_support import HAS_TRITON, INTERPRETED
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
@@ -71,7 +73,7 @@ class Suite:
             target=str(self.folder),
             target_name=self.folder.name,
             target_sha="",
-            draft="ngram",
+            draft=self.options.draft,
             dtype=self.options.dtype,
             device=self.options.device,
             max_model_len=self.options.max_model_len,
@@ -112,6 +114,15 @@ class Suite:
         found = run_checks(attention_checks(self.device, tuple(dict.fromkeys((self.dtype, torch.float32))), self.quick))
         speed = copy_bandwidth(self.device, 2**30)
         return {**found, "figures": attention_speed(self.device, self.dtype, speed)}
+
+    def dependent(self) -> Found:
+        """Kernels launched before the one before has ended: whether they wait, and what that gains."""
+        if self.device.type != "cuda" or torch.cuda.get_device_capability()[0] < LEAST_CAPABILITY:
+            return {"skipped": "needs a CUDA device of capability 9.0 or newer"}
+        found = run_checks(dependent_checks(self.targets, self.device, self.dtype))
+        measure = partial(step_speed, self.targets, CASES[:3], self.device, self.dtype, self.engine.make_attention)
+        with dependent():
+            return {**found, "steps": measure(self.copy_bytes_per_second)}
 
     def equality(self) -> Found:
         """Output with every drafter against plain output."""
@@ -157,6 +168,7 @@ STAGES: dict[str, Callable[[Suite], Found]] = {
     "kernels": Suite.kernels,
     "rows": Suite.rows,
     "attention": Suite.attention,
+    "dependent": Suite.dependent,
     "equality": Suite.equality,
     "bandwidth": Suite.bandwidth,
     "products": Suite.products,
@@ -226,6 +238,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--target", type=Path, metavar="FOLDER", help="converted target; else a tiny random one")
+    parser.add_argument(
+        "--draft", default="ngram", help="folder of a draft, which n-gram lookup helps; else lookup alone"
+    )
     parser.add_argument(
         "--prompts", type=Path, help='.json with lists of token ids, or .jsonl with {"turns": [...]}; else random ids'
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.kernels import accept, adjust, compact_kv, ngram, noise, pack_tree, sample
+from redraft.kernels import accept, adjust, compact_kv, ngram, noise, pack_tree, place_rows, sample
 
 Check = tuple[str, Callable[[], str | None]]
 """A name, and a function that returns what is wrong, None if nothing is."""
@@ -46,6 +46,7 @@ def kernel_checks(sizes: Sizes, device: torch.device, seed: int = 0) -> Iterator
         yield f"adjust {_short(dtype)}", partial(_adjust, sizes, Random(device, seed), dtype)
     yield "ngram", partial(_ngram, sizes, Random(device, seed))
     yield "pack_tree", partial(_pack_tree, sizes, Random(device, seed))
+    yield "place_rows", partial(_place_rows, sizes, Random(device, seed))
     yield "accept", partial(_accept, sizes, Random(device, seed))
     for dtype in (torch.float32, torch.bfloat16):
         yield f"compact_kv {_short(dtype)}", partial(_compact_kv, sizes, Random(device, seed), dtype)
@@ -159,6 +160,14 @@ def _pack_tree(sizes: Sizes, random: Random) -> str | None:
     return difference(pack_tree.pack_tree_kernel(*inputs), pack_tree.pack_tree_twin(*inputs))
 
 
+def _place_rows(sizes: Sizes, random: Random) -> str | None:
+    rows = pack_tree.pack_tree_twin(*forest(sizes, random))
+    table = random.ints(0, 2**20, sizes.slots + 1, 8)
+    return difference(
+        place_rows.place_rows_kernel(rows, table, sizes.page), place_rows.place_rows_twin(rows, table, sizes.page)
+    )
+
+
 def _accept(sizes: Sizes, random: Random) -> str | None:
     tree = forest(sizes, random)
     rows, active, length, count = pack_tree.pack_tree_twin(*tree), *tree[3:]
@@ -185,14 +194,13 @@ def _compact_kv(sizes: Sizes, random: Random, dtype: torch.dtype) -> str | None:
     table = torch.cat((table, torch.zeros_like(table[:1])))
     layers, heads, dim = sizes.features
     kv = random.normal(layers, 2, (sizes.slots * pages + 1) * sizes.page, heads, dim).to(dtype)
-    base = length - 1
     tokens = random.ints(0, 3, sizes.slots + 1, 6 * sizes.page)
     limit = torch.full_like(length, 6 * sizes.page)
     ends = torch.full((sizes.slots + 1, 0), 2, device=random.device)
     committed = accept.accept_twin(rows, random.ints(0, 3, count), tokens, length.clone(), limit, active, ends)
     made, wanted = kv.clone(), kv.clone()
-    compact_kv.compact_kv_kernel(made, table, base, rows, committed, sizes.page)
-    compact_kv.compact_kv_twin(wanted, table, base, rows, committed, sizes.page)
+    compact_kv.compact_kv_kernel(made, table, rows, committed, sizes.page)
+    compact_kv.compact_kv_twin(wanted, table, rows, committed, sizes.page)
     if torch.equal(wanted, kv):
         return "nothing moved: the random tree is no test"
     return difference(made, wanted)

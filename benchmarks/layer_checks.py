@@ -7,7 +7,7 @@ element the other way, which moves a sum by that element's share of it: ``atol``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from redraft.benchmarks.shapes import products
 from redraft.kernels import matmul, rms_norm
 from redraft.kernels.layer_gpu import GpuOps
 from redraft.kernels.layer_ops import LayerOps, TorchOps
+from redraft.kernels.linear import Linear
 from redraft.kernels.rope import rope_table
 from redraft.kernels.triton_support import INTERPRETED
 from redraft.server.engine.target.spec import TargetSpec
@@ -37,6 +38,7 @@ def layer_checks(targets: dict[str, TargetSpec], device: torch.device, seed: int
             yield f"{name} {product} {outputs} x {inner}", check
         yield f"{name} rms_norm", partial(_norm, Random(device, seed), dtype, spec)
         yield f"{name} rope_cache", partial(_rope, Random(device, seed), dtype, spec)
+        yield f"{name} attention_inputs", partial(_attention_inputs, Random(device, seed), dtype, spec)
     yield "product fp32", partial(_product, Random(device, seed), torch.float32, "qkv", 96, 576, 1e-6)
 
 
@@ -79,18 +81,49 @@ def _norm(random: Random, dtype: torch.dtype, spec: TargetSpec) -> str | None:
 
 
 def _rope(random: Random, dtype: torch.dtype, spec: TargetSpec) -> str | None:
+    qkv = random.normal(ROWS, (spec.heads + 2 * spec.kv_heads) * spec.head_dim).to(dtype)
+
+    def run(ops: LayerOps, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
+        return ops.rope_and_cache(qkv, qk_norm, kv)
+
+    (made, cache), (wanted, other) = _heads(random, dtype, spec, ROWS, run)
+    return outside(made, wanted, STEP[torch.float32], 1e-5) or outside(cache, other, STEP[dtype], 1e-5)
+
+
+def _attention_inputs(random: Random, dtype: torch.dtype, spec: TargetSpec) -> str | None:
+    width, inner, step = (spec.heads + 2 * spec.kv_heads) * spec.head_dim, spec.hidden, STEP[dtype]
+    x, norm = random.normal(ROWS, inner).to(dtype), 1 + 0.3 * random.normal(inner)
+    qkv = Linear((random.normal(width, inner) * inner**-0.5).to(dtype))
+    for rows in (ROWS, 19):
+
+        def run(ops: LayerOps, qk_norm: Tensor | None, kv: Tensor, part: Tensor = x[:rows]) -> Tensor:
+            return ops.attention_inputs(part, norm, qkv, qk_norm, kv)
+
+        # queries stay fp32, but of projections that both have rounded
+        (made, cache), (wanted, other) = _heads(random, dtype, spec, rows, run)
+        problem = outside(made, wanted, step, step) or outside(cache, other, step, step)
+        if problem is not None:
+            return f"{rows} rows: {problem}"
+    return None if not matmul.workspace(x.device)[1].any() else "a ticket was left behind"
+
+
+def _heads(
+    random: Random,
+    dtype: torch.dtype,
+    spec: TargetSpec,
+    rows: int,
+    run: Callable[[LayerOps, Tensor | None, Tensor], Tensor],
+) -> list[tuple[Tensor, Tensor]]:
+    """Queries and cache that ``run`` makes of ``rows`` rows with the kernels, and with their twin."""
     half = torch.arange(spec.head_dim // 2, device=random.device) / (spec.head_dim // 2)
     cos, sin = rope_table(spec.rope_theta**-half, 512)
     twin = TorchOps(cos, sin, spec.heads, spec.kv_heads, spec.norm_eps)
     ops: tuple[LayerOps, LayerOps] = GpuOps(cos, sin, spec.heads, spec.norm_eps), twin
-    turned = spec.heads + spec.kv_heads
-    qkv = random.normal(ROWS, (turned + spec.kv_heads) * spec.head_dim).to(dtype)
-    qk_norm = random.normal(turned, spec.head_dim) if spec.qk_norm else None
-    position, cell = random.ints(0, 512, ROWS), torch.randperm(256, generator=random.generator)[:ROWS].to(random.device)
+    qk_norm = random.normal(spec.heads + spec.kv_heads, spec.head_dim) if spec.qk_norm else None
+    position, cell = random.ints(0, 512, rows), torch.randperm(256, generator=random.generator)[:rows].to(random.device)
     caches = torch.zeros(2, 2, 256, spec.kv_heads, spec.head_dim, dtype=dtype, device=random.device)
-    queries = []
+    found = []
     for one, cache in zip(ops, caches, strict=True):
         one.turn(position, cell)
-        queries.append(one.rope_and_cache(qkv, qk_norm, cache))
-    problem = outside(queries[0], queries[1], STEP[torch.float32], 1e-5)
-    return problem or outside(caches[0], caches[1], STEP[dtype], 1e-5)
+        found.append((run(one, qk_norm, cache), cache))
+    return found

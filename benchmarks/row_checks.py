@@ -40,6 +40,8 @@ def row_checks(
         yield f"norm, linear {inner} x {outer}", partial(_normed, device, dtype, inner, outer, False)
         yield f"norm, gate, up {inner} x {outer}", partial(_normed, device, dtype, inner, outer, True)
     yield "rope_and_cache", partial(_rope, device, dtype)
+    for normed in (False, True):
+        yield f"attention_inputs{', normed' * normed}", partial(_attention_inputs, device, dtype, normed)
     yield "rms_norm", partial(_rms_norm, device, dtype)
     yield "sample", partial(_sample, sizes, device, dtype)
 
@@ -51,9 +53,9 @@ def _linear(device: torch.device, dtype: torch.dtype, inner: int, outer: int) ->
     return changed_rows(lambda part: product(x[part], residual[part]))
 
 
-def _ops(device: torch.device, dtype: torch.dtype, width: int) -> LayerOps:
-    """What a target with 3 heads of 64 and a key head has on ``device``."""
-    cos, sin = rope_table(torch.arange(32, device=device) / 32, WHOLE)
+def _ops(device: torch.device, dtype: torch.dtype, width: int, dim: int = 64) -> LayerOps:
+    """What a target with 3 heads of ``dim`` and a key head has on ``device``."""
+    cos, sin = rope_table(torch.arange(dim // 2, device=device) / dim, WHOLE)
     return layer_ops(cos, sin, heads=3, kv_heads=1, eps=1e-5, dtype=dtype, width=width)
 
 
@@ -77,6 +79,23 @@ def _rope(device: torch.device, dtype: torch.dtype) -> str | None:
     def run(part: slice) -> Tensor:
         ops.turn(place[part], place[part])
         q = ops.rope_and_cache(qkv[part], qk_norm, kv)
+        return torch.cat((q.flatten(1), kv[:, part].transpose(0, 1).flatten(1).float()), 1)
+
+    return changed_rows(run)
+
+
+def _attention_inputs(device: torch.device, dtype: torch.dtype, normed: bool) -> str | None:
+    random, inner, dim = Random(device, 0), 2048, 128
+    ops = _ops(device, dtype, inner, dim)
+    x, norm = random.normal(WHOLE, inner).to(dtype), random.normal(inner)
+    product = Linear((random.normal(5 * dim, inner) * inner**-0.5).to(dtype))
+    qk_norm = random.normal(4, dim) if normed else None
+    place = torch.arange(WHOLE, device=device)
+    kv = torch.zeros(2, WHOLE, 1, dim, device=device, dtype=torch.float32 if device.type == "cpu" else dtype)
+
+    def run(part: slice) -> Tensor:
+        ops.turn(place[part], place[part])
+        q = ops.attention_inputs(x[part], norm, product, qk_norm, kv)
         return torch.cat((q.flatten(1), kv[:, part].transpose(0, 1).flatten(1).float()), 1)
 
     return changed_rows(run)

@@ -99,11 +99,10 @@ class DFlashDrafter:
     def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Write the context's keys and values of all layers (§3, KV injection)."""
         weights, ops, config = self.weights, self.context_ops, self.config
-        context = ops.norm(weights.fuse(passed.taps.flatten(1)), weights.hidden_norm)
-        made = weights.context_kv(context).view(-1, config.layers, 2 * config.kv_width)
+        made = ops.project(weights.fuse(passed.taps.flatten(1)), weights.hidden_norm, weights.context_kv)
+        made = made.view(-1, config.layers, 2 * config.kv_width)
         ops.turn(passed.position, passed.cell)
-        for number, layer in enumerate(weights.layers):
-            ops.rope_and_cache(made[:, number], layer.qk_norm[config.heads :], kv[number])
+        ops.cache_layers(made, weights.k_norm, kv)
 
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """The best ``max_nodes`` prefixes of every slot's block."""
@@ -149,7 +148,7 @@ class DFlashDrafter:
 
     def _layer(self, layer: DraftLayer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
         ops = self.block_ops
-        q = ops.rope_and_cache(ops.project(hidden, layer.input_norm, layer.qkv), layer.qk_norm, kv)
+        q = ops.attention_inputs(hidden, layer.input_norm, layer.qkv, layer.qk_norm, kv)
         out = attend(q, kv[0], kv[1], hidden.dtype).reshape(-1, self.config.query_width)
         hidden = layer.output(out, hidden)
         return layer.down(ops.gate(hidden, layer.post_norm, layer.gate_up), hidden)

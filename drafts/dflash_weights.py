@@ -35,6 +35,8 @@ class DraftWeights:
     hidden_norm: Tensor
     context_kv: Linear
     """[D * 2 * HKV * HD, H]: the context's keys and values of all layers in one product."""
+    k_norm: Tensor
+    """[D, HKV, HD] the scale of its keys."""
     layers: tuple[DraftLayer, ...]
     norm: Tensor
     head: Linear
@@ -71,11 +73,13 @@ def pack(checkpoint: Checkpoint, head: Tensor, device: torch.device, dtype: torc
     if vocabulary is not None:
         vocabulary = vocabulary.to(head.device)
         head = head[vocabulary]
+    layers = tuple(layer(i) for i in range(config.layers))
     return DraftWeights(
         fuse=Linear(read("fc.weight")),
         hidden_norm=read("hidden_norm.weight").float(),
         context_kv=Linear(torch.cat(stacked)),
-        layers=tuple(layer(i) for i in range(config.layers)),
+        k_norm=torch.stack([one.qk_norm[config.heads :] for one in layers]),
+        layers=layers,
         norm=read("norm.weight").float(),
         head=Linear(head.to(device, dtype)),
         vocabulary=None if vocabulary is None else vocabulary.to(device),

@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import product
 
 from redraft.kernels.triton_support import INTERPRETED, CompileCase
 
@@ -49,10 +48,15 @@ class Usage:
     orders: tuple[str, ...]
     """Shapes and layouts of every ``tl.dot`` and every reduction, each once: where they agree, so does what is added
     to what, and when."""
+    early: tuple[str, ...]
+    """What is done to memory before a kernel that is launched early waits for the one before, each once."""
 
 
-def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int, tuple[str, ...], tuple[str, ...]]:
-    """Compile for one architecture; returns the last six fields of ``Usage``."""
+_Words = tuple[str, ...]
+
+
+def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int, _Words, _Words, _Words]:
+    """Compile for one architecture; returns the last seven fields of ``Usage``."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -88,7 +92,14 @@ def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int
         len(re.findall(r"\bfma\.", ptx)),
         tuple(products),
         _orders(compiled.asm["ttgir"]),
+        _early(ptx),
     )
+
+
+def _early(ptx: str) -> _Words:
+    before, waits, _ = ptx.partition("griddepcontrol.wait")
+    found = re.findall(r"\b((?:ld|st|atom|red|prefetch|cp)\.(?!param)[\w.]*)", before) if waits else []
+    return tuple(sorted(set(found)))
 
 
 def _orders(ttgir: str) -> tuple[str, ...]:
@@ -112,7 +123,9 @@ def measure(modules: list[str], workers: int) -> Iterator[Usage]:
     jobs = [
         (module, index, capability)
         for module in modules
-        for index, capability in product(range(len(importlib.import_module(module).COMPILE_CASES)), CAPABILITIES)
+        for index, case in enumerate(importlib.import_module(module).COMPILE_CASES)
+        for capability in CAPABILITIES
+        if capability >= case.least_capability
     ]
     with ProcessPoolExecutor(workers) as pool:
         yield from pool.map(_measure, jobs)

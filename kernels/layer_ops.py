@@ -43,15 +43,24 @@ class LayerOps(Protocol):
     def turn(self, position: Tensor, cell: Tensor) -> None:
         """Prepare for a pass of rows at ``position`` [R], written to ``cell`` [R]."""
 
+    def attention_inputs(self, x: Tensor, norm: Tensor, qkv: Linear, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
+        """``rope_and_cache`` of ``project`` with ``qkv``."""
+
     def rope_and_cache(self, qkv: Tensor, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
         """Norm (``qk_norm`` [HQ + HKV, HD] fp32 or None) and rotate queries and keys of ``qkv`` [R, (HQ + 2 HKV) HD].
 
         Keys and values go to ``kv`` [2, cells, HKV, HD]; the queries come back, times 1 / sqrt(HD), [R, HQ, HD] fp32.
         """
 
+    def cache_layers(self, made: Tensor, k_norm: Tensor, kv: Tensor) -> None:
+        """``rope_and_cache`` of ``made`` [R, L, 2 HKV HD] without queries, to L layers' ``kv`` [L, 2, cells, HKV, HD].
+
+        ``k_norm``: [L, HKV, HD] fp32.
+        """
+
 
 class _OneByOne(ABC):
-    """Norm, product and SwiGLU one after the other."""
+    """Norm, product and what follows one after the other."""
 
     @abstractmethod
     def norm(self, x: Tensor, weight: Tensor) -> Tensor: ...
@@ -60,11 +69,21 @@ class _OneByOne(ABC):
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of ``gate_up`` [R, 2 I] -> [R, I]."""
 
+    @abstractmethod
+    def rope_and_cache(self, qkv: Tensor, qk_norm: Tensor | None, kv: Tensor) -> Tensor: ...
+
     def project(self, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
         return linear(self.norm(x, norm))
 
     def gate(self, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
         return self.swiglu(gate_up(self.norm(x, norm)))
+
+    def attention_inputs(self, x: Tensor, norm: Tensor, qkv: Linear, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
+        return self.rope_and_cache(self.project(x, norm, qkv), qk_norm, kv)
+
+    def cache_layers(self, made: Tensor, k_norm: Tensor, kv: Tensor) -> None:
+        for number, one in enumerate(made.unbind(1)):
+            self.rope_and_cache(one, k_norm[number], kv[number])
 
 
 class TorchOps(_OneByOne):

@@ -23,11 +23,14 @@ compiler might fuse them in one variant only), and nothing is tuned at run time 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from redraft.kernels.dependent_launch import launch_options
 from redraft.kernels.matmul_device import product
 from redraft.kernels.matmul_plan import ROWS, TILES, Plan, plan
 from redraft.kernels.rms_norm import rms_norm_kernel, rms_norm_twin
@@ -39,6 +42,11 @@ TICKETS = 2**10
 MAX_REGISTERS = 255
 """All there are: two programs of 128 threads then fill a multiprocessor's, as two do its shared memory."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NO_HEADS: Mapping[str, Any] = {
+    **dict.fromkeys(("p_cos", "p_sin", "p_qk_norm", "p_position", "p_cell", "p_kv")),
+    **{"cells": 0, "HQ": 0, "HKV": 0, "scale": 0.0, "HALF": 0, "QK_NORM": False},
+}
+"""The kernel's arguments that only ``qkv.py`` gives."""
 
 
 def matmul_twin(
@@ -115,24 +123,28 @@ def matmul_kernel(
         x, norm = rms_norm_kernel(x, norm, eps), None
     y = torch.empty(R, N, dtype=x.dtype, device=x.device)
     if y.numel():
-        _launch(x, weight, bias, residual, norm, y, eps, gated, plan(N, K, gated, x.element_size()))
+        launch(x, weight, y, N, plan(N, K, gated, x.element_size()), bias, residual, norm, eps, gated)
     return y
 
 
-def _launch(
+def launch(
     x: Tensor,
     weight: Tensor,
+    y: Tensor,
+    N: int,
+    how: Plan,
     bias: Tensor | None,
     residual: Tensor | None,
     norm: Tensor | None,
-    y: Tensor,
     eps: float,
     gated: bool,
-    how: Plan,
+    heads: Mapping[str, Any] = NO_HEADS,
 ) -> None:
-    (R, K), N = x.shape, y.shape[1]
+    """Launch ``product``, of which ``N`` columns are cut up as ``how`` says; ``heads`` are its arguments for heads."""
+    R, K = x.shape
     partials, tickets = workspace(x.device)
-    tiles = 1 if R <= ROWS else TILES
+    # beside two tiles whose sums are held to the end there are no registers for heads' norms
+    tiles = 1 if R <= ROWS or (R > TILES * ROWS and heads["QK_NORM"]) else TILES
     groups, blocks = -(-R // (tiles * ROWS)), how.blocks(N)
     by_ticket = how.parts > 1 and groups == 1
     product[(how.parts if by_ticket else groups, blocks)](
@@ -144,11 +156,12 @@ def _launch(
         y,
         partials,
         tickets,
-        R,
-        N,
-        K,
-        how.part,
-        eps,
+        R=R,
+        N=N,
+        K=K,
+        part=how.part,
+        eps=eps,
+        **heads,
         NORM=norm is not None,
         GATED=gated,
         BIAS=bias is not None,
@@ -160,6 +173,7 @@ def _launch(
         ROWS=ROWS,
         BLOCK_N=how.block_n,
         BLOCK_K=how.block_k,
+        **launch_options(x.device),
         num_warps=how.warps,
         num_stages=how.stages(tiles),
         maxnreg=MAX_REGISTERS,

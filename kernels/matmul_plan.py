@@ -69,20 +69,21 @@ class Plan:
         return 1 + max(1, min(6, SHARED // (self.stage + tiles * ROWS * self.block_k * self.itemsize)))
 
 
-def plan(outputs: int, inner: int, gated: bool, itemsize: int) -> Plan:
-    """``outputs``: N, of a gated product N / 2; ``inner``: K; ``itemsize``: bytes of an element.
+def plan(outputs: int, inner: int, paired: bool, itemsize: int, most: int = 64, least: int = 16) -> Plan:
+    """``outputs``: N, or pairs of columns where ``paired``, which gate and up are, and a head's halves; ``inner``: K.
 
+    ``itemsize``: bytes of an element.  ``most``, ``least``: columns of a block, where something bounds them.
     All architectures from sm_80 to sm_120 have the same plan for now; one that needs another gets it here.
     """
-    block_n = 64 if outputs >= 2048 else 16
-    block_k = 64 if block_n == 64 else 128
+    block_n = max(min(64 if outputs >= 2048 else 16, most), least)
+    block_k = 64 if block_n > 16 else 128
     if itemsize == 4:
         # fp32 is multiplied without tensor cores, in registers
-        block_n, block_k = 16 if gated else min(block_n, 32), 16
+        block_n, block_k = 16 if paired else min(block_n, 32), 16
     steps, parts = -(-inner // block_k), 1
     while -(-outputs // block_n) * parts < PROGRAMS and inner >= 2 * parts * PART and steps >= 2 * parts:
         parts *= 2
     part = -(-steps // parts) * block_k
     # rounding up may have left the last one with nothing
     parts = -(-inner // part)
-    return Plan(block_n, block_k, parts, part, WARPS, (1 + gated) * block_n * block_k * itemsize, itemsize)
+    return Plan(block_n, block_k, parts, part, WARPS, (1 + paired) * block_n * block_k * itemsize, itemsize)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from redraft.kernels.dependent_launch import launch_options, wait_device
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, tl, use_triton
 
 _ROWS, _BLOCK = 4, 512
@@ -39,8 +40,11 @@ def inverse_rms_device(p_x, m_row, K, eps, ROWS: tl.constexpr):
 
 # a row count of 1, or of 16, would be compiled apart
 @jit(do_not_specialize=["R"])
-def _norm_rows(p_x, p_weight, p_out, R, K, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_rows(
+    p_x, p_weight, p_out, R, K, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):  # fmt: skip
     """One program per ``ROWS`` rows: ``p_x``, ``p_out`` [R, K], ``p_weight`` [K] fp32."""
+    wait_device(DEPENDENT)
     row = tl.program_id(0).to(tl.int64) * ROWS
     o_row, o_k = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     m_row = o_row < R - row
@@ -64,7 +68,10 @@ def rms_norm_kernel(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.numel():
         (R, K), grid = x.shape, (-(-x.shape[0] // _ROWS),)
         # fused, products and sums might be so in one kernel only
-        _norm_rows[grid](x, weight, out, R, K, eps, ROWS=_ROWS, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False)
+        _norm_rows[grid](
+            x, weight, out, R, K, eps, ROWS=_ROWS, BLOCK=_BLOCK, **launch_options(x.device),
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 
@@ -77,7 +84,7 @@ COMPILE_CASES = tuple(
     CompileCase(
         _norm_rows,
         {"p_x": dtype, "p_weight": "*fp32", "p_out": dtype, "R": "i32", "K": "i32", "eps": "fp32"},
-        {"ROWS": _ROWS, "BLOCK": _BLOCK},
+        {"ROWS": _ROWS, "BLOCK": _BLOCK, "DEPENDENT": False},
         enable_fp_fusion=False,
         divisible=("K",),
     )

@@ -12,21 +12,28 @@ from torch import Tensor
 
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _HEADS = 8
 """Heads of a program: 1,024 numbers of size 128, one vector of 8 for each of 128 threads."""
 
 
 @jit
 def _rope_cache(
-    p_qkv, p_cos, p_sin, p_norm, p_position, p_cell, p_q, p_kv, stride, cells, HQ, HKV, scale, eps,
+    p_qkv, p_cos, p_sin, p_norm, p_position, p_cell, p_q, p_kv, stride, layer_stride, cells, HQ, HKV, scale, eps,
     NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row and ``HEADS`` heads; a head's halves [HEADS, BLOCK] are held apart.
+    """One program per row, ``HEADS`` heads and layer; a head's halves [HEADS, BLOCK] are held apart.
 
-    ``p_qkv`` [R, HQ + 2 HKV, 2 HALF], rows ``stride`` apart; ``p_cos``, ``p_sin`` [positions, 2 HALF] with
-    ``rotate_half``'s sign; ``p_norm`` [HQ + HKV, 2 HALF]; ``p_q`` [R, HQ, 2 HALF]; ``p_kv`` [2, cells, HKV, 2 HALF].
+    ``p_qkv`` [R, L, HQ + 2 HKV, 2 HALF], rows ``stride`` and layers ``layer_stride`` apart; ``p_cos``, ``p_sin``
+    [positions, 2 HALF] with ``rotate_half``'s sign; ``p_norm`` [L, HQ + HKV, 2 HALF]; ``p_q`` [R, HQ, 2 HALF] of one
+    layer; ``p_kv`` [L, 2, cells, HKV, 2 HALF].
     """
     i_row = tl.program_id(0).to(tl.int64)
+    i_layer = tl.program_id(2)
+    p_qkv += i_layer * layer_stride
+    p_kv += i_layer.to(tl.int64) * cells * HKV * (4 * HALF)
+    if NORM:
+        p_norm += i_layer * (HQ + HKV) * (2 * HALF)
     o_head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     o_dim = tl.arange(0, BLOCK)
     o_in = o_head[:, None] * (2 * HALF) + o_dim[None, :]
@@ -67,6 +74,38 @@ def _rope_cache(
     tl.store(p_to + HALF, b_kv_high.to(p_kv.dtype.element_ty), mask=m_kv)
 
 
+def check_heads(
+    rows: int,
+    width: int,
+    cos: Tensor,
+    sin: Tensor,
+    qk_norm: Tensor | None,
+    position: Tensor,
+    cell: Tensor,
+    kv: Tensor,
+    heads: int,
+) -> tuple[int, int]:
+    """HKV and HD; ``ValueError`` unless the arguments fit one another and ``rows`` projections of ``width``."""
+    check_tensor("kv", kv, 4, *DTYPES)
+    _, _, kv_heads, dim = kv.shape
+    turned = heads + kv_heads
+    if width != (turned + kv_heads) * dim:
+        raise ValueError(f"projections must be {(turned + kv_heads) * dim} wide, but are {width}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_tensor(name, table, 3, torch.float32, like=kv)
+        if table.shape[1:] != (1, dim) or dim % 2:
+            raise ValueError(f"{name} must be [positions, 1, {dim}] with an even head size, but is {list(table.shape)}")
+    for name, number in (("position", position), ("cell", cell)):
+        check_tensor(name, number, 1, torch.int64, like=kv)
+        if number.shape[0] != rows:
+            raise ValueError(f"{name} must have {rows} rows, but has {number.shape[0]}")
+    if qk_norm is not None:
+        check_tensor("qk_norm", qk_norm, 2, torch.float32, like=kv)
+        if qk_norm.shape != (turned, dim):
+            raise ValueError(f"qk_norm must be {[turned, dim]}, but is {list(qk_norm.shape)}")
+    return kv_heads, dim
+
+
 def rope_cache_kernel(
     qkv: Tensor,
     cos: Tensor,
@@ -80,6 +119,8 @@ def rope_cache_kernel(
 ) -> Tensor:
     """Rotate ``qkv``'s queries and keys to ``position``, write keys and values to ``cell``, return the queries.
 
+    Of several layers without queries at once: ``qkv`` [R, L, 2 HKV HD], ``qk_norm`` [L, HKV, HD], ``kv`` [L, 2, ...].
+
     Args:
         qkv: [R, (HQ + 2 HKV) HD] bf16, fp16 or fp32; rows may lie apart, as in a part of wider rows.
         cos, sin: [positions, 1, HD] fp32 of ``rope.rope_table``.
@@ -91,31 +132,32 @@ def rope_cache_kernel(
 
     Returns [R, HQ, HD] fp32, times 1 / sqrt(HD).  Raises ``ValueError`` for arguments that do not fit one another.
     """
-    floats = (torch.bfloat16, torch.float16, torch.float32)
-    check_tensor("kv", kv, 4, *floats)
-    _, cells, kv_heads, dim = kv.shape
-    R, turned = qkv.shape[0], heads + kv_heads
-    if qkv.dim() != 2 or qkv.shape[1] != (turned + kv_heads) * dim or qkv.stride(1) != 1 or qkv.dtype not in floats:
+    R, layers = qkv.shape[0], 1
+    one_norm, one_kv = qk_norm, kv
+    if qkv.dim() == 3:
+        layers = qkv.shape[1]
+        if (
+            heads
+            or kv.dim() != 5
+            or len(kv) != layers
+            or not layers
+            or (qk_norm is not None and len(qk_norm) != layers)
+        ):
+            raise ValueError(
+                f"keys and values of {layers} layers go, without queries, to as many, not to {list(kv.shape)}"
+            )
+        check_tensor("kv", kv, 5, *DTYPES)
+        one_norm, one_kv = None if qk_norm is None else qk_norm[0], kv[0]
+    if qkv.dim() not in (2, 3) or qkv.stride(-1) != 1 or qkv.dtype not in DTYPES:
         raise ValueError(
-            f"qkv must be [R, {(turned + kv_heads) * dim}] with rows in one piece, but is {qkv.dtype} "
-            f"{list(qkv.shape)} with strides {list(qkv.stride())}"
+            f"qkv must be rows in one piece each, but is {qkv.dtype} {list(qkv.shape)} "
+            f"with strides {list(qkv.stride())}"
         )
-    for name, table in (("cos", cos), ("sin", sin)):
-        check_tensor(name, table, 3, torch.float32, like=kv)
-        if table.shape[1:] != (1, dim) or dim % 2:
-            raise ValueError(f"{name} must be [positions, 1, {dim}] with an even head size, but is {list(table.shape)}")
-    for name, number in (("position", position), ("cell", cell)):
-        check_tensor(name, number, 1, torch.int64, like=kv)
-        if number.shape[0] != R:
-            raise ValueError(f"{name} must have {R} rows, but has {number.shape[0]}")
-    if qk_norm is not None:
-        check_tensor("qk_norm", qk_norm, 2, torch.float32, like=kv)
-        if qk_norm.shape != (turned, dim):
-            raise ValueError(f"qk_norm must be {[turned, dim]}, but is {list(qk_norm.shape)}")
+    kv_heads, dim = check_heads(R, qkv.shape[-1], cos, sin, one_norm, position, cell, one_kv, heads)
     q = torch.empty(R, heads, dim, device=qkv.device)
     if R:
         half = dim // 2
-        _rope_cache[(R, -(-(turned + kv_heads) // _HEADS))](
+        _rope_cache[(R, -(-(heads + 2 * kv_heads) // _HEADS), layers)](
             qkv,
             cos,
             sin,
@@ -125,7 +167,8 @@ def rope_cache_kernel(
             q,
             kv,
             qkv.stride(0),
-            cells,
+            qkv.stride(1) if qkv.dim() == 3 else 0,
+            one_kv.shape[1],
             heads,
             kv_heads,
             dim**-0.5,
@@ -151,6 +194,7 @@ COMPILE_CASES = tuple(
             "p_q": "*fp32",
             "p_kv": dtype,
             "stride": "i32",
+            "layer_stride": "i32",
             "cells": "i32",
             "HQ": "i32",
             "HKV": "i32",
@@ -158,7 +202,7 @@ COMPILE_CASES = tuple(
             "eps": "fp32",
         },
         {"NORM": norm, "HEADS": _HEADS, "HALF": half, "BLOCK": half} | ({} if norm else {"p_norm": None}),
-        divisible=("stride", "cells"),
+        divisible=("stride", "layer_stride", "cells"),
     )
     for dtype, norm, half in (("*bf16", False, 32), ("*fp32", True, 64))
 )

@@ -58,6 +58,8 @@ class CompileCase:
     """Integers that are multiples of 16 at launch, which Triton specialises on."""
     enable_fp_fusion: bool = True
     """False keeps products and sums apart (no fused multiply-add), as the launch of a bit-exact kernel must."""
+    least_capability: int = 0
+    """Of architectures it is for, as ``aot.CAPABILITIES`` has them."""
 
 
 def use_triton(*tensors: torch.Tensor) -> bool:

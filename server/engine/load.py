@@ -34,7 +34,7 @@ from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.weights import head_tensor, load_weights
 from redraft.server.engine.types import EngineInfo, RedraftError
 
-KERNELS = "2"
+KERNELS = "3"
 """Raised whenever a change to the kernels or their configuration can change a bit of the output."""
 
 TAKEN: dict[str, dry_run.Taken] = {"cuda": dry_run.cuda_taken}

@@ -22,7 +22,8 @@ from redraft.kernels.attention import MakeAttention
 from redraft.kernels.compact_kv import compact_kv
 from redraft.kernels.logprobs import Logprobs
 from redraft.kernels.pack_tree import pack_tree
-from redraft.kernels.rows import Rows, cells
+from redraft.kernels.place_rows import place_rows
+from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample
 from redraft.server.engine.adjusting import NOTHING, Stages
 from redraft.server.engine.config import PAGE
@@ -106,7 +107,6 @@ def run_round(
         tree = with_forced(tree, state.forced)
     score = _weighed(state, tree, plan)
     rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
-    root = state.length - 1
     every, bound = rows, plan.context_bound + tree.token.shape[1]
     if plan.chunks:
         every = join(rows, prefill_rows(state, plan.chunks, plan.prefill))
@@ -123,7 +123,7 @@ def run_round(
     adjusting.committed(committed, plan.stages)
     for kv in (state.kv, state.draft_kv):
         if kv.shape[0] and tree.token.shape[1] > 1:
-            compact_kv(kv, state.page_table, root, rows, committed, PAGE)
+            compact_kv(kv, state.page_table, rows, committed, PAGE)
     scores = round_scores(logits, choice, committed, plan.asked) if plan.asked.slots else None
     return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], plan.chunks))
 
@@ -165,18 +165,11 @@ def forward_rows(
     make_attention: MakeAttention,
 ) -> Tensor:
     """Run the target over ``rows``, writing their KV, and the draft's, behind the committed cells; returns [R, H]."""
-    cell = cells(state.page_table, rows.slot, rows.position - rows.depth + rows.index, PAGE)
+    cell, before = place_rows(rows, state.page_table, PAGE)
     attend = make_attention(rows, state.page_table, position_bound, target.spec.head_dim)
     layers = drafter.context.taps
     if not layers:
         return target.forward(rows.token, rows.position, cell, state.kv, attend)
-    taps = torch.empty(cell.shape[0], len(layers), target.spec.hidden, dtype=target.dtype, device=target.device)
-    hidden = target.forward(rows.token, rows.position, cell, state.kv, attend, taps, layers)
-    drafter.absorb(Passed(taps, rows.token, rows.position, cell, _before(state, rows, cell)), state.draft_kv)
+    hidden, taps = target.forward_tapped(rows.token, rows.position, cell, state.kv, attend, layers)
+    drafter.absorb(Passed(taps, rows.token, rows.position, cell, before), state.draft_kv)
     return hidden
-
-
-def _before(state: DeviceState, rows: Rows, cell: Tensor) -> Tensor:
-    """[R] the cell of the token before each row's: in a tree its parent's, else that of the position before."""
-    committed = cells(state.page_table, rows.slot, (rows.position - 1).clamp_min(0), PAGE)
-    return torch.where(rows.depth > 0, cell[rows.parent], committed)

@@ -56,11 +56,23 @@ def test_whole_suite_on_a_cpu(tmp_path: Path) -> None:
     code, report, output = suite(tmp_path, "--dtype", "fp32")
     assert code == 0, output
     stages = {stage["name"]: stage for stage in report["stages"]}
-    names = ["kernels", "rows", "attention", "equality", "bandwidth", "products", "speed", "steps", "peers"]
+    names = [
+        "kernels",
+        "rows",
+        "attention",
+        "dependent",
+        "equality",
+        "bandwidth",
+        "products",
+        "speed",
+        "steps",
+        "peers",
+    ]
     assert list(stages) == names
     assert report["complete"] is True
     assert "CUDA" in stages["kernels"]["skipped"]
     assert "CUDA" in stages["attention"]["skipped"]
+    assert "CUDA" in stages["dependent"]["skipped"]
     names = [check["name"] for check in stages["equality"]["checks"]]
     assert {"ngram equals plain at T = 0.8", "random-trees equals plain at T = 0.0"} <= set(names)
     assert stages["bandwidth"]["copy_bytes_per_second"] > 0

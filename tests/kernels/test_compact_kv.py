@@ -1,6 +1,6 @@
 """compact_kv against a literal copy of one node at a time; nothing else may change; twin against CPU op and kernel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_twin_and_cpu_op_are_the_literal_copy(c: Case) -> None:
     want = expected(c)
     for op in (compact_kv_twin, compact_kv):
         kv = c.kv.clone()
-        op(kv, c.page_table, c.base, c.rows, c.committed, c.page_size)
+        op(kv, c.page_table, c.rows, c.committed, c.page_size)
         assert torch.equal(kv, want), op.__name__
 
 
@@ -117,7 +117,7 @@ def test_kernel_moves_long_paths_of_wide_trees(kernel_device: torch.device, dtyp
 def assert_kernel(device: torch.device, c: Case) -> None:
     """The kernel's cache is the literal copy's."""
     there = c.to(device)
-    compact_kv_kernel(there.kv, there.page_table, there.base, there.rows, there.committed, there.page_size)
+    compact_kv_kernel(there.kv, there.page_table, there.rows, there.committed, there.page_size)
     assert torch.equal(there.kv.cpu(), expected(c))
 
 
@@ -133,7 +133,7 @@ def test_overlapping_moves_read_before_they_write() -> None:
         rows, choice, torch.zeros(2, 20, dtype=torch.int64), length.clone(), length + 10, on, torch.tensor([[99], [99]])
     )
     kv = torch.arange(24.0).view(1, 1, 24, 1, 1).repeat(1, 2, 1, 1, 1)
-    compact_kv(kv, torch.tensor([[1, 2], [0, 0]]), length - 1, rows, committed, 8)
+    compact_kv(kv, torch.tensor([[1, 2], [0, 0]]), rows, committed, 8)
     want = list(range(24))
     want[9], want[10], want[11] = 10, 11, 13
     assert kv[0, 0].flatten().tolist() == kv[0, 1].flatten().tolist() == want
@@ -148,7 +148,7 @@ def test_nodes_land_where_attention_will_look() -> None:
     after = cells(c.page_table, slot, c.base[slot] + depth, 4)
     assert (before != after).any()
     kv = c.kv.clone()
-    compact_kv(kv, c.page_table, c.base, c.rows, c.committed, 4)
+    compact_kv(kv, c.page_table, c.rows, c.committed, 4)
     assert torch.equal(kv[:, :, after], c.kv[:, :, before])
 
 
@@ -158,8 +158,8 @@ def test_twin_and_cpu_op_need_no_data_on_the_host() -> None:
         one, active = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool)
         rows = pack_tree_twin(ids, ids.clone(), torch.zeros(4, 8), active, one, 12)
         committed = accept_twin(rows, rows.token, ids.clone(), one, one.clone(), active, ids.clone())
-        compact_kv_twin(kv, ids, one, rows, committed, 16)
-        compact_kv(kv, ids, one, rows, committed, 16)
+        compact_kv_twin(kv, ids, rows, committed, 16)
+        compact_kv(kv, ids, rows, committed, 16)
         assert kv.shape == (2, 2, 64, 1, 4)
 
 
@@ -167,7 +167,15 @@ def test_cpu_op_tells_torch_what_it_writes() -> None:
     c = make(2, 6, 1, "comb", page_size=4)
     torch.library.opcheck(
         torch.ops.redraft.compact_kv_cpu.default,
-        (c.kv, c.page_table, c.base, c.rows.index, c.committed.path_row, c.page_size),
+        (
+            c.kv,
+            c.page_table,
+            c.rows.index,
+            c.rows.position,
+            c.rows.first_row,
+            c.committed.path_row,
+            c.page_size,
+        ),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -175,8 +183,10 @@ def test_cpu_op_tells_torch_what_it_writes() -> None:
 def test_kernel_names_the_argument_it_cannot_take(kernel_device: torch.device) -> None:
     c = make(2, 4, 1, "chain", page_size=4).to(kernel_device)
     with pytest.raises(ValueError, match="kv must have 5 dimensions"):
-        compact_kv_kernel(c.kv[0], c.page_table, c.base, c.rows, c.committed, 4)
-    with pytest.raises(ValueError, match="base 2: they must agree"):
-        compact_kv_kernel(c.kv, c.page_table, c.base[:-1], c.rows, c.committed, 4)
-    with pytest.raises(ValueError, match=r"base must be torch\.int64"):
-        compact_kv_kernel(c.kv, c.page_table, c.base.int(), c.rows, c.committed, 4)
+        compact_kv_kernel(c.kv[0], c.page_table, c.rows, c.committed, 4)
+    fewer = replace(c.rows, first_row=c.rows.first_row[:-1])
+    with pytest.raises(ValueError, match="first_row 2: they must agree"):
+        compact_kv_kernel(c.kv, c.page_table, fewer, c.committed, 4)
+    narrow = replace(c.rows, position=c.rows.position.int())
+    with pytest.raises(ValueError, match=r"rows\.position must be torch\.int64"):
+        compact_kv_kernel(c.kv, c.page_table, narrow, c.committed, 4)

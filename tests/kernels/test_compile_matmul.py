@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redraft.kernels import rms_norm
-from redraft.kernels.matmul_cases import GROUPS
+from redraft.kernels.matmul_cases import DEPENDENT, GROUPS
 
 Usage = dict[str, Any]
 
@@ -19,6 +19,10 @@ def test_all_compile_and_rows_change_nothing_in_how_a_product_adds_up(
             *(f"redraft.kernels.{name}" for name in ("matmul_cases", "rms_norm", "rope_cache"))
         )
     }
+    early = {key: usage["early"] for key, usage in usages.items() if usage["early"]}
+    # weights alone are asked for before the kernel before has ended
+    assert all(found == ["prefetch.global.L2"] for found in early.values()), early
+    assert len(early) == len(DEPENDENT) * len({capability for _, _, capability in usages if capability >= 90})
     norms = {case.signature["p_x"]: number for number, case in enumerate(rms_norm.COMPILE_CASES)}
     first = 0
     for group in GROUPS:

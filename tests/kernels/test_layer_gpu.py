@@ -88,7 +88,7 @@ def rope_arguments(device: torch.device) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "width": (lambda given: given.update(heads=3), r"qkv must be \[R, 80\]"),
+    "width": (lambda given: given.update(heads=3), "projections must be 80 wide, but are 64"),
     "strides": (lambda given: given.update(qkv=given["qkv"].T.contiguous().T), "rows in one piece"),
     "table": (lambda given: given.update(sin=given["sin"][..., :8].contiguous()), r"sin must be \[positions, 1, 16\]"),
     "cells": (lambda given: given.update(cell=given["cell"][:1]), "cell must have 2 rows, but has 1"),

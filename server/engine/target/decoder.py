@@ -37,38 +37,39 @@ class Target:
             width=max(2 * spec.intermediate, spec.query_width + 2 * spec.kv_width, spec.hidden),
         )
 
-    def forward(
-        self,
-        token: Tensor,
-        position: Tensor,
-        cell: Tensor,
-        kv: Tensor,
-        attend: Attention,
-        taps: Tensor | None = None,
-        tap_layers: tuple[int, ...] = (),
-    ) -> Tensor:
+    def forward(self, token: Tensor, position: Tensor, cell: Tensor, kv: Tensor, attend: Attention) -> Tensor:
         """Run all layers over R rows.
 
-        ``token``, ``position``, ``cell`` [R] int64; ``kv`` [L, 2, cells, HKV, HD] is written at ``cell``.  The residual
-        stream after each layer of ``tap_layers`` goes to ``taps`` [R, n, H].  Returns the last layer's output [R, H],
-        before the final norm.
+        ``token``, ``position``, ``cell`` [R] int64; ``kv`` [L, 2, cells, HKV, HD] is written at ``cell``.  Returns the
+        last layer's output [R, H], before the final norm.
         """
-        hidden = functional.embedding(token, self.weights.embedding)
+        return self._forward(token, position, cell, kv, attend, ())[0]
+
+    def forward_tapped(
+        self, token: Tensor, position: Tensor, cell: Tensor, kv: Tensor, attend: Attention, taps: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """``forward``, and the residual stream after the layers that ``taps`` names, at least one, [R, n, H]."""
+        hidden, tapped = self._forward(token, position, cell, kv, attend, taps)
+        return hidden, torch.stack([tapped[number] for number in taps], 1)
+
+    def _forward(
+        self, token: Tensor, position: Tensor, cell: Tensor, kv: Tensor, attend: Attention, taps: tuple[int, ...]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        hidden, tapped = functional.embedding(token, self.weights.embedding), dict[int, Tensor]()
         self.ops.turn(position, cell)
         for number, layer in enumerate(self.weights.layers):
             hidden = self._attention(layer, hidden, kv[number], attend)
             hidden = self._mlp(layer, hidden)
-            if taps is not None and number in tap_layers:
-                taps[:, tap_layers.index(number)] = hidden
-        return hidden
+            if number in taps:
+                tapped[number] = hidden
+        return hidden, tapped
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, H] -> [R, V] in the target's dtype."""
         return self.ops.project(hidden, self.weights.norm, self.weights.head)
 
     def _attention(self, layer: Layer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
-        qkv = self.ops.project(hidden, layer.input_norm, layer.qkv)
-        q = self.ops.rope_and_cache(qkv, layer.qk_norm, kv)
+        q = self.ops.attention_inputs(hidden, layer.input_norm, layer.qkv, layer.qk_norm, kv)
         out = attend(q, kv[0], kv[1], self.dtype)
         return layer.output(out.reshape(-1, self.spec.query_width), hidden)
 

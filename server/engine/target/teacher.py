@@ -40,9 +40,8 @@ class TargetTeacher:
     def states_of(self, texts: Sequence[Sequence[int]], taps: tuple[int, ...]) -> list[States]:
         """Read texts together, padded behind their ends, where causal attention keeps the padding out of sight."""
         token, width = self._padded(texts)
-        found = torch.empty(token.numel(), len(taps), self.spec.hidden, dtype=self.target.dtype, device=token.device)
         position = torch.arange(width, device=token.device).expand_as(token)
-        final = self._read(token.flatten(), position.flatten(), _Together(len(texts), None), found, taps)
+        final, found = self._read(token.flatten(), position.flatten(), _Together(len(texts), None), taps)
         tapped, final = found.view(len(texts), width, -1), final.view(len(texts), width, -1)
         return [
             States(tapped[number, : len(text)].clone(), final[number, : len(text)].clone())
@@ -71,7 +70,8 @@ class TargetTeacher:
         sees = torch.ones(width, width, dtype=torch.bool, device=device).tril_().repeat(count, 1, 1)
         sees[:, text:, :text] = torch.arange(text, device=device) < at.unsqueeze(2)
         sees[:, text:, text:] &= number.unsqueeze(2) == number.unsqueeze(1)  # a branch's own rows, too
-        final = self._read(token.flatten(), position.flatten(), _Together(count, sees)).view(count, width, -1)
+        final, _ = self._read(token.flatten(), position.flatten(), _Together(count, sees), (0,))
+        final = final.view(count, width, -1)
         return [final[place, text : text + len(some)] for place, some in enumerate(added)]
 
     def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, int]:
@@ -94,21 +94,14 @@ class TargetTeacher:
     def __contains__(self, name: str) -> bool:
         return name in self.checkpoint
 
-    def _read(
-        self,
-        token: Tensor,
-        position: Tensor,
-        attend: Attention,
-        taps: Tensor | None = None,
-        tap_layers: tuple[int, ...] = (),
-    ) -> Tensor:
-        """[R, H] states after the last norm of R rows that see one another as ``attend`` says."""
+    def _read(self, token: Tensor, position: Tensor, attend: Attention, taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """States [R, H] after the last norm, and [R, n, H] at ``taps``, of R rows that see one another as told."""
         spec, target, count = self.spec, self.target, len(token)
         dtype = torch.float32 if target.device.type == "cpu" else target.dtype
         kv = torch.empty(spec.layers, 2, count, spec.kv_heads, spec.head_dim, dtype=dtype, device=target.device)
         cell = torch.arange(count, device=target.device)
-        hidden = target.forward(token, position, cell, kv, attend, taps, tap_layers)
-        return target.ops.norm(hidden, target.weights.norm)
+        hidden, tapped = target.forward_tapped(token, position, cell, kv, attend, taps)
+        return target.ops.norm(hidden, target.weights.norm), tapped
 
 
 class _Together:
