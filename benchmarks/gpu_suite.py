@@ -38,6 +38,7 @@ from redraft.benchmarks.step_speed import CASES, step_speed
 from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
 from redraft.benchmarks.suite_speed import plain_step, speed
 from redraft.benchmarks.tiny import make_tiny_target
+from redraft.drafts.checkpoint import read_draft
 from redraft.kernels.dependent_launch import LEAST_CAPABILITY
 from redraft.kernels.triton_support import HAS_TRITON, INTERPRETED
 from redraft.server.engine.config import EngineConfig
@@ -161,7 +162,9 @@ class Suite:
     def peers(self) -> Found:
         """transformers on the same weights and prompts."""
         count, tokens = (2, 4) if self.quick else (4, self.max_tokens)
-        return {"peers": peer_speed(self.folder, self.prompts[:count], tokens, self.device, self.dtype)}
+        folder = Path(self.options.draft)
+        draft = read_draft(folder) if folder.is_dir() else None
+        return {"peers": peer_speed(self.folder, self.prompts[:count], tokens, self.device, self.dtype, draft)}
 
 
 STAGES: dict[str, Callable[[Suite], Found]] = {
