@@ -3,7 +3,7 @@
 A drafter that works for active slots only makes N trees; the engine asks for one in every slot (``drafts.base``).
 """
 # kernels' parameters are Triton's, not Python's
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def spread_trees_twin(
     )
 
 
-@jit
+@jit(do_not_specialize=["N"])
 def _spread_trees(
     p_tokens, p_length, p_active, p_slot, p_from_token, p_from_parent, p_from_score, p_token, p_parent, p_score,
     T, N, W, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -99,10 +99,12 @@ def spread_trees_kernel(
         check_tensor(name, tensor, len(shape), dtype, like=tokens)
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, but {list(shape)} fits the other arguments")
+    # no more trees than slots, as a rule: one kernel for any number of requests
+    block_n = next_power_of_2(max(slots, N))
     made = tokens.new_empty(slots, W), tokens.new_empty(slots, W), score.new_empty(slots, W)
     _spread_trees[(slots,)](
         tokens, length, active, slot, token, parent, score, *made,
-        tokens.shape[1], N, W, BLOCK=next_power_of_2(W), BLOCK_N=next_power_of_2(N), num_warps=1,
+        tokens.shape[1], N, W, BLOCK=next_power_of_2(W), BLOCK_N=block_n, num_warps=1,
     )  # fmt: skip
     return made
 
@@ -114,5 +116,6 @@ _TYPES = {
     **dict.fromkeys(("T", "N", "W"), "i32"),
 }
 COMPILE_CASES = [
-    CompileCase(_spread_trees, _TYPES, {"BLOCK": W, "BLOCK_N": N}, num_warps=1) for W, N in ((1, 1), (16, 1), (64, 256))
+    CompileCase(_spread_trees, _TYPES, {"BLOCK": W, "BLOCK_N": N}, num_warps=1)
+    for W, N in ((1, 1), (16, 64), (64, 512))
 ]

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from redraft.kernels import block_tree as module
 from redraft.kernels.block_tree import MAX_CANDIDATES, MAX_NODES, block_tree_kernel, block_tree_twin
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -46,7 +47,7 @@ def assert_kernel_is_twin(inputs: Inputs, nodes: int, device: torch.device, pois
         torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(inputs=candidates(), nodes=st.integers(1, 12) | st.just(33))
 @example((torch.tensor([1]), torch.zeros(1, 1, 1).long(), torch.tensor([[[math.nan]]])), 1)
 @example((torch.tensor([1]), torch.arange(12).view(1, 4, 3), torch.tensor([[[0.0, 0.0, -0.0]] * 4])), 12)
@@ -67,6 +68,20 @@ def test_kernel_is_the_twin_at_full_size(
     logprob = -torch.randint(0, 9, shape) / 4
     inputs = (torch.tensor([7, 9]), torch.randint(0, 2**40, (2, depths, width)), logprob)
     assert_kernel_is_twin(inputs, nodes, kernel_device, poisoned)
+
+
+@pytest.mark.parametrize("width", [4, MAX_CANDIDATES + 1])
+def test_whatever_the_twin_takes_a_gpu_takes(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Candidates that lie apart in memory, and more of them than the kernel keeps."""
+    monkeypatch.setattr(module, "use_triton", lambda *tensors: True)
+    torch.manual_seed(0)
+    logprob = (-torch.randint(0, 9, (1, 3, width)) / 4).unsqueeze(2).expand(-1, -1, width, -1)
+    inputs = torch.tensor([7]), torch.arange(width * 3).view(1, width, 3).transpose(1, 2), logprob
+    made = module.block_tree(*(tensor.to(kernel_device) for tensor in inputs), 12)
+    for found, wanted in zip(made, block_tree_twin(*inputs, 12), strict=True):
+        torch.testing.assert_close(found.cpu(), wanted, rtol=2.4e-7, atol=0)
 
 
 def test_kernel_names_what_it_cannot_take(kernel_device: torch.device) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from redraft.kernels import merge_trees as module
 from redraft.kernels.merge_trees import MAX_WIDTH, merge_trees, merge_trees_kernel, merge_trees_twin
 from redraft.kernels.pack_tree import pack_tree_twin
 
@@ -141,6 +142,19 @@ def test_kernel_is_the_twin_at_full_size(
         return token, parent.clamp(min=0), torch.where(score > 0, score, -math.inf)
 
     assert_kernel_is_twin(tree(width[0]), tree(width[1]), kernel_device, poisoned)
+
+
+@pytest.mark.parametrize("width", [5, MAX_WIDTH + 1])
+def test_whatever_the_twin_takes_a_gpu_takes(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Trees that lie apart in memory, and wider ones than the kernel takes."""
+    monkeypatch.setattr(module, "use_triton", lambda *tensors: True)
+    first, second = stack([chain([1] * (width - 1))]), stack([chain([1, 2]), chain([3, 1])])
+    apart = tuple(part.expand(2, -1).to(kernel_device) for part in first)
+    made = merge_trees(apart, tuple(part.to(kernel_device) for part in second))
+    for found, wanted in zip(made, merge_trees_twin(tuple(part.expand(2, -1) for part in first), second), strict=True):
+        assert torch.equal(found.cpu(), wanted)
 
 
 def test_kernel_names_what_it_cannot_take(kernel_device: torch.device) -> None:
