@@ -1,4 +1,7 @@
-"""Every op's Triton kernel against its plain-torch twin on random inputs: byte for byte, for all are made to be."""
+"""Every op's Triton kernel against its plain-torch twin on random inputs: byte for byte, for all are made to be.
+
+But for ``block_tree``'s scores, which are exponentials of the same costs by two libraries: ``SCORE`` apart at most.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.kernels import accept, adjust, compact_kv, ngram, noise, pack_tree, place_rows, sample
+from redraft.kernels import (
+    accept,
+    adjust,
+    block_tree,
+    compact_kv,
+    merge_trees,
+    ngram,
+    noise,
+    pack_tree,
+    place_rows,
+    sample,
+    spread_trees,
+)
 
 Check = tuple[str, Callable[[], str | None]]
 """A name, and a function that returns what is wrong, None if nothing is."""
@@ -30,6 +45,8 @@ class Sizes:
     """Layers, KV heads, head dimension."""
 
 
+SCORE = 2.0**-22
+"""Of a number: two units in its last place, and as much again where the number is just above a power of two."""
 QUICK = Sizes(vocab=300, rows=5, slots=3, nodes=6, page=16, features=(2, 2, 16))
 FULL = Sizes(vocab=151936, rows=67, slots=8, nodes=16, page=128, features=(4, 8, 128))
 
@@ -45,6 +62,10 @@ def kernel_checks(sizes: Sizes, device: torch.device, seed: int = 0) -> Iterator
     for dtype in (torch.float32, torch.bfloat16):
         yield f"adjust {_short(dtype)}", partial(_adjust, sizes, Random(device, seed), dtype)
     yield "ngram", partial(_ngram, sizes, Random(device, seed))
+    for paired in (False, True):
+        yield f"block_tree{' paired' * paired}", partial(_block_tree, sizes, Random(device, seed), paired)
+    yield "merge_trees", partial(_merge_trees, sizes, Random(device, seed))
+    yield "spread_trees", partial(_spread_trees, sizes, Random(device, seed))
     yield "pack_tree", partial(_pack_tree, sizes, Random(device, seed))
     yield "place_rows", partial(_place_rows, sizes, Random(device, seed))
     yield "accept", partial(_accept, sizes, Random(device, seed))
@@ -131,6 +152,46 @@ def forest(sizes: Sizes, random: Random) -> tuple[Tensor, Tensor, Tensor, Tensor
     active[-1] = False
     length = random.ints(1, 3 * sizes.page, slots)
     return random.ints(0, 3, slots, nodes), parent, score, active, length, slots * nodes * 2 // 3
+
+
+def _block_tree(sizes: Sizes, random: Random, paired: bool) -> str | None:
+    rows, depths, width = sizes.rows, sizes.nodes - 1, 8
+    shape = (rows, depths, *(width,) * (1 + paired))
+    # half of the rows in whole quarters, so that many products are tied
+    tied = torch.arange(rows, device=random.device).view(-1, *(1,) * (len(shape) - 1)) % 2 == 0
+    logprob = torch.where(tied, random.ints(-8, 1, *shape) / 4, (2 * random.normal(*shape)).log_softmax(-1))
+    logprob = torch.where(random.ints(0, 9, *shape) == 0, -torch.inf, logprob)
+    inputs = random.ints(0, sizes.vocab, rows), random.ints(0, sizes.vocab, rows, depths, width), logprob
+    nodes = min(4 * sizes.nodes - 1, block_tree.MAX_NODES)
+    made, wanted = (op(*inputs, nodes) for op in (block_tree.block_tree_kernel, block_tree.block_tree_twin))
+    # the token of an absent node is any
+    there = wanted[2] > -torch.inf
+    found = difference(
+        (torch.where(there, made[0], 0), made[1], made[2] > -torch.inf),
+        (torch.where(there, wanted[0], 0), wanted[1], there),
+    )
+    apart = ((made[2] - wanted[2]).abs() > SCORE * wanted[2]).logical_and(there).sum()
+    return found or (f"{int(apart)} scores of {int(there.sum())} are too far apart" if apart else None)
+
+
+def _merge_trees(sizes: Sizes, random: Random) -> str | None:
+    # each call draws another forest
+    first, second = forest(sizes, random)[:3], forest(sizes, random)[:3]
+    wanted = merge_trees.merge_trees_twin(first, second)
+    if not ((wanted[2][:, sizes.nodes :] == -torch.inf) & (second[2][:, 1:] > -torch.inf)).any():
+        return "no node gave way: the random trees are no test"
+    return difference(merge_trees.merge_trees_kernel(first, second), wanted)
+
+
+def _spread_trees(sizes: Sizes, random: Random) -> str | None:
+    token, parent, score, active, length, _ = forest(sizes, random)
+    trash = sizes.slots
+    slot = (~active).to(torch.int8).argsort(stable=True)[: int(active.sum()) + 1]
+    slot = torch.where(active[slot], slot, trash).flip(0)
+    trees = tuple(part[: slot.shape[0]].contiguous() for part in (token, parent, score))
+    inputs = (random.ints(0, sizes.vocab, trash + 1, 4 * sizes.page), length, active, slot, *trees)
+    made, wanted = (op(*inputs) for op in (spread_trees.spread_trees_kernel, spread_trees.spread_trees_twin))
+    return difference(tuple(part[:-1] for part in made), tuple(part[:-1] for part in wanted))
 
 
 def _adjust(sizes: Sizes, random: Random, dtype: torch.dtype) -> str | None:

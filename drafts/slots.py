@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redraft.drafts.base import Candidates, DraftState
+from redraft.kernels.spread_trees import spread_trees
 
 
 def active_slots(state: DraftState, requests: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,10 +22,4 @@ def active_slots(state: DraftState, requests: int) -> tuple[Tensor, Tensor, Tens
 
 def spread(state: DraftState, slot: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Candidates:
     """Trees [N, W] to their slots; the others have none."""
-    slots, width = state.active.shape[0], token.shape[1]
-    absent = float("-inf")
-    # the trash slot may be written by several and is cleared afterwards
-    tokens = state.anchor.expand(slots, width).index_copy(0, slot, token)
-    parents = parent.new_zeros(slots, width).index_copy(0, slot, parent)
-    scores = score.new_full((slots, width), absent).index_copy(0, slot, score)
-    return Candidates(tokens, parents, scores.masked_fill(~state.active.unsqueeze(1), absent))
+    return Candidates(*spread_trees(state.tokens, state.length, state.active, slot, token, parent, score))

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+OPS = ["pack_tree", "place_rows", "accept", "compact_kv", "block_tree", "merge_trees", "spread_trees"]
 
-@pytest.mark.parametrize("op", ["pack_tree", "accept", "compact_kv", "place_rows"])
+
+@pytest.mark.parametrize("op", OPS)
 def test_compiles_without_spilling(op: str, assert_compiles: Callable[[str], None]) -> None:
     assert_compiles(f"redraft.kernels.{op}")

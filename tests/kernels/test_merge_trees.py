@@ -4,16 +4,19 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from redraft.kernels.merge_trees import merge_trees
+from redraft.kernels import merge_trees as module
+from redraft.kernels.merge_trees import MAX_WIDTH, merge_trees, merge_trees_kernel, merge_trees_twin
 from redraft.kernels.pack_tree import pack_tree_twin
 
 Tree = tuple[list[int], list[int], list[float]]
 """Token, parent and score of one row's nodes."""
+Trees = tuple[Tensor, Tensor, Tensor]
+"""The same of several rows."""
 Path = tuple[int, ...]
 SCORES = st.sampled_from([1.0, 0.5, 0.25, 0.125, 0.0, -math.inf, math.nan])
 ROOT = 9
@@ -99,6 +102,72 @@ def test_is_the_literal_merge(rows: tuple[list[Tree], list[Tree]]) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
     for before, after in zip(copies, (*first, *second), strict=True):
         torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=pairs())
+@example(([([ROOT, 1, 1, 2], [0, 0, 0, 2], [1.0] * 4)], [([ROOT, 1, 2, 0], [0, 0, 1, 2], [1.0] * 4)]))
+@example(([([ROOT], [0], [math.nan])], [([ROOT, 1], [0, 0], [1.0, math.nan])]))
+@example(([([ROOT, 1], [0, 0], [1.0, math.nan])], [([ROOT], [0], [math.nan])]))
+def test_kernel_is_the_twin(kernel_device: torch.device, poisoned, rows: tuple[list[Tree], list[Tree]]) -> None:
+    assert_kernel_is_twin(*map(stack, rows), kernel_device, poisoned)
+
+
+def assert_kernel_is_twin(first: Trees, second: Trees, device: torch.device, poisoned) -> None:
+    moved = [tuple(tensor.to(device) for tensor in tree) for tree in (first, second)]
+    with poisoned():
+        merged = merge_trees_kernel(*moved)
+    for found, wanted in zip(merged, merge_trees_twin(first, second), strict=True):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("width", [(MAX_WIDTH, MAX_WIDTH), (33, 16), (5, 63)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_kernel_is_the_twin_at_full_size(
+    kernel_device: torch.device, poisoned, width: tuple[int, int], deep: bool
+) -> None:
+    """Deep: chains with some second children; else trees that are wide.  Few tokens, so that many paths are shared."""
+    torch.manual_seed(sum(width))
+
+    def tree(nodes: int) -> Trees:
+        before = torch.arange(nodes)
+        parent = (
+            (before - 1 - torch.randint(0, 2, (2, nodes)))
+            if deep
+            else torch.randint(0, 99, (2, nodes)) % before.clamp(min=1)
+        )
+        score = torch.randint(0, 30, (2, nodes)) / 16
+        token = torch.randint(0, 40, (2, nodes)).clamp(min=38) if deep else torch.randint(0, 3, (2, nodes))
+        return token, parent.clamp(min=0), torch.where(score > 0, score, -math.inf)
+
+    assert_kernel_is_twin(tree(width[0]), tree(width[1]), kernel_device, poisoned)
+
+
+@pytest.mark.parametrize("width", [5, MAX_WIDTH + 1])
+def test_whatever_the_twin_takes_a_gpu_takes(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Trees that lie apart in memory, and wider ones than the kernel takes."""
+    monkeypatch.setattr(module, "use_triton", lambda *tensors: True)
+    first, second = stack([chain([1] * (width - 1))]), stack([chain([1, 2]), chain([3, 1])])
+    apart = tuple(part.expand(2, -1).to(kernel_device) for part in first)
+    made = merge_trees(apart, tuple(part.to(kernel_device) for part in second))
+    for found, wanted in zip(made, merge_trees_twin(tuple(part.expand(2, -1) for part in first), second), strict=True):
+        assert torch.equal(found.cpu(), wanted)
+
+
+def test_kernel_names_what_it_cannot_take(kernel_device: torch.device) -> None:
+    def call(widths: tuple[int, int], dtype: torch.dtype = torch.float32) -> None:
+        ids = [torch.zeros(1, width, dtype=torch.int64, device=kernel_device) for width in widths]
+        merge_trees_kernel(*((one, one, one.to(dtype)) for one in ids))
+
+    with pytest.raises(ValueError, match="a tree may have 64 nodes, the root included, but these have 4 and 65"):
+        call((4, MAX_WIDTH + 1))
+    with pytest.raises(ValueError, match=r"the first tree's score must be torch\.float32"):
+        call((4, 5), torch.float64)
+    with pytest.raises(ValueError, match="second tree's token, parent and score must be"):
+        merge_trees_kernel(stack([chain([1, 2])]), stack([chain([1]), chain([2])]))
 
 
 @settings(max_examples=150, deadline=None)
