@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from redraft.drafts.base import Bounds, Candidates, DraftState, TokensOnly
+from redraft.kernels.spread_trees import spread_trees
 
 
 class NoDrafter(TokensOnly):
@@ -16,6 +15,6 @@ class NoDrafter(TokensOnly):
 
     def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
         """Only the roots."""
-        anchor = state.anchor
-        score = torch.where(state.active, 1.0, float("-inf")).unsqueeze(1)
-        return Candidates(token=anchor, parent=torch.zeros_like(anchor), score=score)
+        nobody = state.length.new_empty(0)
+        tree = state.tokens.new_empty(0, 1), state.tokens.new_empty(0, 1), state.sampling.temperature.new_empty(0, 1)
+        return Candidates(*spread_trees(state.tokens, state.length, state.active, nobody, *tree))

@@ -30,9 +30,9 @@ def spread_trees(
         score: [N, W] fp32.
 
     Returns:
-        token, parent [S+1, W] int64 and score [S+1, W] fp32.  In slots that are not active all scores are -inf.  A slot
-        without a tree has its newest token in every node, parents 0 and scores -inf.  Where several trees are a slot's
-        it has the tokens and parents of one of them.
+        token, parent [S+1, W] int64 and score [S+1, W] fp32.  In slots that are not active all scores are -inf.  An
+        active slot without a tree has the root alone: its newest token in every node, parents 0, and scores of 1 and
+        -inf.  Where several trees are a slot's it has the tokens and parents of one of them.
     """
     inputs = (tokens, length, active, slot, token, parent, score)
     if use_triton(*inputs):
@@ -46,7 +46,8 @@ def spread_trees_twin(
     """``spread_trees`` in plain torch."""
     slots, width = tokens.shape[0], token.shape[1]
     anchor = tokens.gather(1, (length - 1).clamp_(min=0).unsqueeze(1))
-    scores = score.new_full((slots, width), -torch.inf).index_copy(0, slot, score)
+    root = torch.where(torch.arange(width, device=tokens.device) == 0, 1.0, -torch.inf)
+    scores = root.expand(slots, width).index_copy(0, slot, score)
     return (
         anchor.expand(slots, width).index_copy(0, slot, token),
         parent.new_zeros(slots, width).index_copy(0, slot, parent),
@@ -74,7 +75,9 @@ def _spread_trees(
     o_from = tree * W + o_node
     b_token = tl.where(tree >= 0, tl.load(p_from_token + o_from, mask=m_from, other=0), anchor)
     b_parent = tl.load(p_from_parent + o_from, mask=m_from, other=0)
-    b_score = tl.load(p_from_score + o_from, mask=m_from & active, other=float("-inf"))
+    b_root = tl.where(o_node == 0, 1.0, float("-inf"))
+    b_score = tl.where(tree >= 0, tl.load(p_from_score + o_from, mask=m_from, other=0.0), b_root)
+    b_score = tl.where(active, b_score, float("-inf"))
     o_to = slot * W + o_node
     tl.store(p_token + o_to, b_token, mask=m_node)
     tl.store(p_parent + o_to, b_parent, mask=m_node)

@@ -18,11 +18,13 @@ Op = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 @st.composite
 def engines(draw: st.DrawFn) -> Inputs:
-    """Slots of which some are active, trees for these in any order, and some more for the trash slot or idle ones."""
+    """Slots of which some are active, trees for some of these in any order, and more for other slots."""
     S, T, W = draw(st.integers(1, 5)), draw(st.integers(1, 7)), draw(st.integers(1, 9))
     active = [draw(st.booleans()) for _ in range(S)]
     idle = [slot for slot in range(S) if not active[slot]] + [S]
-    slot = [slot for slot in range(S) if active[slot]] + draw(st.lists(st.sampled_from(idle), max_size=3))
+    slot = [slot for slot in range(S) if active[slot] and draw(st.booleans())] + draw(
+        st.lists(st.sampled_from(idle), max_size=3)
+    )
     slot = draw(st.permutations(slot))
     N = len(slot)
     score = torch.tensor(draw(st.lists(st.sampled_from([1.0, 0.5, -math.inf, math.nan]), min_size=N * W)))[: N * W]
@@ -49,7 +51,9 @@ def assert_spread(op: Op, inputs: Inputs) -> None:
         else:
             assert (made[0][s] == tokens[s, max(int(length[s]) - 1, 0)]).all()
             assert (made[1][s] == 0).all()
-        expected = score[mine[0]] if mine and active[s] else torch.full_like(made[2][s], -math.inf)
+        expected = torch.full_like(made[2][s], -math.inf)
+        if active[s]:
+            expected = score[mine[0]] if mine else torch.where(torch.arange(len(expected)) == 0, 1.0, expected)
         torch.testing.assert_close(made[2][s], expected, rtol=0, atol=0, equal_nan=True)
 
 
