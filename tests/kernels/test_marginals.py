@@ -193,7 +193,7 @@ def test_kernel_names_what_does_not_fit(kernel_device: torch.device) -> None:
 
 def test_compile_without_spilling(assert_compiles: Callable[..., Any]) -> None:
     """With what runs before and after the draft's layers, for the compiler takes longest to start."""
-    modules = ("block_tops", "marginals")
+    modules = ("block_tops", "marginals", "active_slots", "block_rows")
     usages = assert_compiles(*(f"redraft.kernels.{module}" for module in modules))
     # noise is the target's only if products and sums are rounded as they are there
     assert [usage for usage in usages if usage["kernel"] == "_best_of_row" and usage["fused"]] == []
