@@ -37,7 +37,8 @@ def _block_rows(sizes: Sizes, random: Random, causal: bool) -> str | None:
     slots, pages = sizes.slots + 1, 4
     slot, anchor = random.ints(0, slots, slots), random.ints(0, sizes.vocab, slots)
     root = random.ints(0, pages * CHUNK - sizes.nodes, slots) * (slot < sizes.slots)
-    inputs = slot, anchor, root, random.ints(0, 99, slots, pages)
+    embedding = random.normal(sizes.vocab, sizes.features[2] * 3 + 1).to(torch.bfloat16)
+    inputs = slot, anchor, root, random.ints(0, 99, slots, pages), embedding
     made, wanted = (
         op(*inputs, size=sizes.nodes, mask=7, causal=causal)
         for op in (block_rows.block_rows_kernel, block_rows.block_rows_twin)

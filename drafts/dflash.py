@@ -13,7 +13,6 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from redraft.drafts.base import Bounds, Candidates, Context, DraftState, Passed
 from redraft.drafts.checkpoint import Checkpoint
@@ -100,8 +99,8 @@ class DFlashDrafter:
     def absorb(self, passed: Passed, kv: Tensor) -> None:
         """Write the context's keys and values of all layers (§3, KV injection)."""
         weights, ops, config = self.weights, self.context_ops, self.config
-        made = ops.project(weights.fuse(passed.taps.flatten(1)), weights.hidden_norm, weights.context_kv)
-        made = made.view(-1, config.layers, 2 * config.kv_width)
+        context = ops.norm(weights.fuse(passed.taps.flatten(1)), weights.hidden_norm)
+        made = weights.context_kv(context).view(-1, config.layers, 2 * config.kv_width)
         ops.turn(passed.position, passed.cell)
         for number, layer in enumerate(weights.layers):
             ops.rope_and_cache(made[:, number], layer.qk_norm[config.heads :], kv[number])
@@ -131,9 +130,9 @@ class DFlashDrafter:
         """Logits [N, B - 1, V' + E] of the blocks behind ``anchor`` [N] at ``root`` [N]."""
         config, ops = self.config, self.block_ops
         size, mask, causal = config.block_size, config.mask_token_id, config.causal
-        block = block_rows(slot, anchor, root, state.page_table, size=size, mask=mask, causal=causal)
+        block = block_rows(slot, anchor, root, state.page_table, self.embedding, size=size, mask=mask, causal=causal)
         attend = block_attention(block.rows, state.page_table, context_bound + size, config.head_dim)
-        hidden = functional.embedding(block.rows.token, self.embedding)
+        hidden = block.hidden
         ops.turn(block.position, block.cell)
         for number, layer in enumerate(self.weights.layers):
             hidden = self._layer(layer, hidden, state.kv[number], attend)

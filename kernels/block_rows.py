@@ -1,4 +1,4 @@
-"""A draft's blocks as the rows of a pass: the anchor and masks behind it, where they stand and what they see.
+"""A draft's blocks as the rows of a pass: the anchor and masks behind it, where they stand, what they see and feed.
 
 Row k predicts the token k places behind the anchor.  A causal block is a chain.  Else every row is given the last
 row's place, and so sees them all; where it stands itself, for rotation and for the cell of its key, is told apart.
@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
+
+_WIDTH = 1024
+"""Numbers of a token's embedding that a program copies at a time, one vector of 8 for each of 128 threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,20 @@ class BlockRows:
     """[N * B] where a row stands, for its rotation."""
     cell: Tensor
     """[N * B] where its key and value go; cell 0 for the trash slot's."""
+    hidden: Tensor
+    """[N * B, H] the embedding of its token."""
 
 
 def block_rows(
-    slot: Tensor, anchor: Tensor, root: Tensor, page_table: Tensor, *, size: int, mask: int, causal: bool
+    slot: Tensor,
+    anchor: Tensor,
+    root: Tensor,
+    page_table: Tensor,
+    embedding: Tensor,
+    *,
+    size: int,
+    mask: int,
+    causal: bool,
 ) -> BlockRows:
     """The rows of a block of ``size`` behind every anchor.
 
@@ -40,16 +54,25 @@ def block_rows(
         anchor: [N] int64, the tokens of the blocks' first rows.
         root: [N] int64, their positions.
         page_table: [S+1, P] int64 page ids; it reaches as far as the blocks do.
+        embedding: [V, H] bf16, fp16 or fp32.
         size: B.
         mask: the token of all other rows.
         causal: whether a row sees only rows before it.
     """
-    op = block_rows_kernel if use_triton(slot, anchor, root, page_table) else block_rows_twin
-    return op(slot, anchor, root, page_table, size=size, mask=mask, causal=causal)
+    op = block_rows_kernel if use_triton(slot, anchor, root, page_table, embedding) else block_rows_twin
+    return op(slot, anchor, root, page_table, embedding, size=size, mask=mask, causal=causal)
 
 
 def block_rows_twin(
-    slot: Tensor, anchor: Tensor, root: Tensor, page_table: Tensor, *, size: int, mask: int, causal: bool
+    slot: Tensor,
+    anchor: Tensor,
+    root: Tensor,
+    page_table: Tensor,
+    embedding: Tensor,
+    *,
+    size: int,
+    mask: int,
+    causal: bool,
 ) -> BlockRows:
     """``block_rows`` in plain torch."""
     blocks = len(slot)
@@ -68,45 +91,57 @@ def block_rows_twin(
         first_row=slot[:0],
         row_count=slot[:0],
     )
-    return BlockRows(rows, position, cells(page_table, row_slot, position, CHUNK))
+    cell = cells(page_table, row_slot, position, CHUNK)
+    return BlockRows(rows, position, cell, functional.embedding(rows.token, embedding))
 
 
 @jit(do_not_specialize=["S", "P"])  # type: ignore[untyped-decorator]
 def _block_rows(
-    p_slot, p_anchor, p_root, p_page_table,
-    p_token, p_row_slot, p_seen, p_depth, p_index, p_path, p_position, p_cell,
-    S, P, SIZE: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
+    p_slot, p_anchor, p_root, p_page_table, p_embedding,
+    p_token, p_row_slot, p_seen, p_depth, p_index, p_path, p_position, p_cell, p_hidden,
+    S, P, H, SIZE: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One program per block; ``p_seen`` is where a row stands for attention."""
-    block = tl.program_id(0).to(tl.int64)
-    o_row = tl.arange(0, BLOCK)
-    m_row = o_row < SIZE
+    """One program per row; ``p_seen`` is where it stands for attention."""
+    row = tl.program_id(0).to(tl.int64)
+    block, place = row // SIZE, row % SIZE
     slot = tl.load(p_slot + block)
     root = tl.load(p_root + block)
-    b_row = o_row.to(tl.int64)
-    b_depth = b_row
+    token = tl.where(place == 0, tl.load(p_anchor + block), MASK)
+    depth = place
     if not CAUSAL:
-        b_depth = tl.zeros([BLOCK], tl.int64) + (SIZE - 1)
-    b_position = root + b_row
-    b_number = b_position // PAGE
+        depth = place * 0 + (SIZE - 1)
+    position = root + place
+    number = position // PAGE
     # the trash slot's all go to cell 0
-    m_real = m_row & (slot < S)
-    b_page = tl.load(p_page_table + slot * P + tl.minimum(b_number, P - 1), mask=m_real, other=0)
-    b_cell = tl.where(m_real, b_page * PAGE + b_position - b_number * PAGE, 0)
-    o_out = block * SIZE + o_row
-    tl.store(p_token + o_out, tl.where(o_row == 0, tl.load(p_anchor + block), MASK), mask=m_row)
-    tl.store(p_row_slot + o_out, tl.zeros([BLOCK], tl.int64) + slot, mask=m_row)
-    tl.store(p_seen + o_out, root + b_depth, mask=m_row)
-    tl.store(p_depth + o_out, b_depth, mask=m_row)
-    tl.store(p_index + o_out, b_row, mask=m_row)
-    tl.store(p_position + o_out, b_position, mask=m_row)
-    tl.store(p_cell + o_out, b_cell, mask=m_row)
-    b_path = tl.where(b_row[None, :] <= b_depth[:, None], b_row[None, :], -1)
-    tl.store(p_path + o_out[:, None] * SIZE + o_row[None, :], b_path, mask=m_row[:, None] & m_row[None, :])
+    page = tl.load(p_page_table + slot * P + tl.minimum(number, P - 1), mask=slot < S, other=0)
+    cell = tl.where(slot < S, page * PAGE + position - number * PAGE, 0)
+    tl.store(p_token + row, token)
+    tl.store(p_row_slot + row, slot)
+    tl.store(p_seen + row, root + depth)
+    tl.store(p_depth + row, depth)
+    tl.store(p_index + row, place)
+    tl.store(p_position + row, position)
+    tl.store(p_cell + row, cell)
+    o_depth = tl.arange(0, BLOCK)
+    tl.store(p_path + row * SIZE + o_depth, tl.where(o_depth <= depth, o_depth, -1).to(tl.int64), mask=o_depth < SIZE)
+    o_hidden = tl.arange(0, WIDTH)
+    for start in range(0, H, WIDTH):
+        m_hidden = o_hidden < H - start
+        b_hidden = tl.load(p_embedding + token * H + start + o_hidden, mask=m_hidden, other=0.0)
+        tl.store(p_hidden + row * H + start + o_hidden, b_hidden, mask=m_hidden)
 
 
 def block_rows_kernel(
-    slot: Tensor, anchor: Tensor, root: Tensor, page_table: Tensor, *, size: int, mask: int, causal: bool
+    slot: Tensor,
+    anchor: Tensor,
+    root: Tensor,
+    page_table: Tensor,
+    embedding: Tensor,
+    *,
+    size: int,
+    mask: int,
+    causal: bool,
 ) -> BlockRows:
     """``block_rows`` in one Triton launch.  Raises ``ValueError`` for tensors the kernel cannot take."""
     check_tensor("page_table", page_table, 2, torch.int64)
@@ -114,30 +149,34 @@ def block_rows_kernel(
         check_tensor(name, tensor, 1, torch.int64, like=page_table)
         if tensor.shape != slot.shape:
             raise ValueError(f"{name} has {len(tensor)} elements, slot has {len(slot)}: they must agree")
-    N, (slots, P) = len(slot), page_table.shape
+    check_tensor("embedding", embedding, 2, torch.bfloat16, torch.float16, torch.float32, like=page_table)
+    N, (slots, P), H = len(slot), page_table.shape, embedding.shape[1]
     token, row_slot, seen, depth, index, position, cell = (slot.new_empty(N * size) for _ in range(7))
     path = slot.new_empty(N * size, size)
+    hidden = embedding.new_empty(N * size, H)
     if N:
-        _block_rows[(N,)](
-            slot, anchor, root, page_table, token, row_slot, seen, depth, index, path, position, cell, slots - 1, P,
-            SIZE=size, MASK=mask, CAUSAL=causal, PAGE=CHUNK, BLOCK=next_power_of_2(size), num_warps=1,
+        _block_rows[(N * size,)](
+            slot, anchor, root, page_table, embedding,
+            token, row_slot, seen, depth, index, path, position, cell, hidden, slots - 1, P, H,
+            SIZE=size, MASK=mask, CAUSAL=causal, PAGE=CHUNK,
+            BLOCK=next_power_of_2(size), WIDTH=min(next_power_of_2(H), _WIDTH), num_warps=4,
         )  # fmt: skip
     nobody = slot[:0]
     rows = Rows(token, row_slot, seen, depth, nobody, index, path, nobody, nobody)
-    return BlockRows(rows, position, cell)
+    return BlockRows(rows, position, cell, hidden)
 
 
 _OUTPUTS = ("token", "row_slot", "seen", "depth", "index", "path", "position", "cell")
 _TYPES = {
     **{f"p_{name}": "*i64" for name in ("slot", "anchor", "root", "page_table", *_OUTPUTS)},
-    **dict.fromkeys(("S", "P"), "i32"),
+    **dict.fromkeys(("S", "P", "H"), "i32"),
 }
 COMPILE_CASES = [
     CompileCase(
         _block_rows,
-        _TYPES,
-        {"SIZE": size, "MASK": 16, "CAUSAL": causal, "PAGE": CHUNK, "BLOCK": next_power_of_2(size)},
-        num_warps=1,
+        {"p_embedding": dtype, "p_hidden": dtype, **_TYPES},
+        {"SIZE": size, "MASK": 16, "CAUSAL": causal, "PAGE": CHUNK, "BLOCK": next_power_of_2(size), "WIDTH": _WIDTH},
+        divisible=("H",),
     )
-    for size, causal in ((8, False), (32, True))
+    for dtype, size, causal in (("*bf16", 8, False), ("*fp32", 32, True))
 ]

@@ -71,7 +71,7 @@ def flip_device(bits):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-@jit
+@jit(do_not_specialize=["D"])  # type: ignore[untyped-decorator]
 def _best_of_block(
     p_logits, p_scale, p_rank, p_column, p_highest, p_share, D, C, STRIDE, KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

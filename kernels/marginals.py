@@ -109,7 +109,7 @@ def _ids(column: Tensor, vocabulary: Tensor | None, own: Tensor | None) -> Tenso
     return torch.where(behind < 0, vocabulary[column.clamp_max(len(vocabulary) - 1)], mine)
 
 
-@jit
+@jit(do_not_specialize=["D", "C", "E", "BLOCKS", "BRANCH"])  # type: ignore[untyped-decorator]
 def _best_of_row(
     p_rank, p_column, p_highest, p_share, p_scale, p_vocabulary, p_own, p_slot, p_seed, p_first, p_temperature,
     p_token, p_value, D, C, E, BLOCKS, BRANCH,

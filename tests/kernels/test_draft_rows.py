@@ -69,7 +69,7 @@ def blocks(table: list[list[int]], places: list[tuple[int, int]], size: int) -> 
 
 def on(device: torch.device, made: BlockRows) -> BlockRows:
     rows = {field.name: getattr(made.rows, field.name).to(device) for field in fields(made.rows)}
-    return BlockRows(replace(made.rows, **rows), made.position.to(device), made.cell.to(device))
+    return BlockRows(replace(made.rows, **rows), *(t.to(device) for t in (made.position, made.cell, made.hidden)))
 
 
 TABLE = [[4, 9, 2], [3, 1, 8], [0, 0, 0]]
@@ -81,9 +81,11 @@ PLACES = [(1, 0), (0, CHUNK - 3), (2, 0), (1, 3 * CHUNK - 11)]
 def test_blocks_of_rows(size: int, causal: bool, kernel_device: torch.device, poisoned: Callable[..., Any]) -> None:
     (slot, anchor, root, table), by_hand = blocks(TABLE, PLACES, size)
     asked = {"size": size, "mask": 55, "causal": causal}
-    twin = block_rows_twin(slot, anchor, root, table, **asked)  # type: ignore[arg-type]
+    embedding = torch.randn(300, 37)
+    inputs = slot, anchor, root, table, embedding
+    twin = block_rows_twin(*inputs, **asked)  # type: ignore[arg-type]
     with poisoned():
-        made = block_rows_kernel(*(t.to(kernel_device) for t in (slot, anchor, root, table)), **asked)  # type: ignore[arg-type]
+        made = block_rows_kernel(*(t.to(kernel_device) for t in inputs), **asked)  # type: ignore[arg-type]
     for got in (twin, on(torch.device("cpu"), made)):
         rows = got.rows
         assert list(zip(got.position.tolist(), got.cell.tolist(), strict=True)) == by_hand
@@ -97,6 +99,7 @@ def test_blocks_of_rows(size: int, causal: bool, kernel_device: torch.device, po
         for row, path in enumerate(rows.path.tolist()):
             seen = row % size + 1 if causal else size
             assert path == [*range(seen), *[-1] * (size - seen)]
+        assert torch.equal(got.hidden, embedding[rows.token])
         assert len(rows.parent) == len(rows.first_row) == len(rows.row_count) == 0
         assert all(getattr(rows, field.name).dtype == torch.int64 for field in fields(rows))
 
@@ -106,19 +109,21 @@ def test_no_shape_needs_data() -> None:
         ids = torch.zeros(5, dtype=torch.int64)
         slot, anchor, root = active_slots(torch.zeros(5, 9, dtype=torch.int64), ids, ids > 0, 3)
         assert slot.shape == anchor.shape == root.shape == (3,)
-        made = block_rows(slot, anchor, root, torch.zeros(5, 2, dtype=torch.int64), size=4, mask=0, causal=False)
+        table, embedding = torch.zeros(5, 2, dtype=torch.int64), torch.zeros(9, 6)
+        made = block_rows(slot, anchor, root, table, embedding, size=4, mask=0, causal=False)
+        assert made.hidden.shape == (12, 6)
         assert made.cell.shape == (12,)
         assert made.rows.path.shape == (12, 4)
 
 
 def test_kernels_name_what_does_not_fit(kernel_device: torch.device) -> None:
     ids = torch.zeros(3, dtype=torch.int64, device=kernel_device)
-    table = ids.view(3, 1)
+    table, embedding = ids.view(3, 1), torch.zeros(9, 6, device=kernel_device)
     with pytest.raises(ValueError, match="do not fit 3 rows of tokens"):
         active_slots_kernel(table, ids[:2], ids > 0, 2)
     with pytest.raises(ValueError, match=r"active must be torch\.bool"):
         active_slots_kernel(table, ids, ids, 2)
     with pytest.raises(ValueError, match="anchor has 2 elements, slot has 3"):
-        block_rows_kernel(ids, ids[:2], ids, table, size=4, mask=0, causal=False)
+        block_rows_kernel(ids, ids[:2], ids, table, embedding, size=4, mask=0, causal=False)
     with pytest.raises(ValueError, match=r"root must be torch\.int64"):
-        block_rows_kernel(ids, ids, ids.int(), table, size=4, mask=0, causal=False)
+        block_rows_kernel(ids, ids, ids.int(), table, embedding, size=4, mask=0, causal=False)

@@ -119,6 +119,16 @@ def test_kernel_equals_twin(slots: bool | None, own: int, kernel_device: torch.d
     torch.testing.assert_close(value.cpu(), wanted[1], rtol=1e-5, atol=1e-5)
 
 
+def test_blocks_of_one_row(kernel_device: torch.device) -> None:
+    """As a draft that grows its tree depth by depth has them, with a scale out of the midst of a table."""
+    logits, noise = random_logits(40).view(N * D, 1, 40), random_noise(False)
+    each = Noise(*(key.repeat_interleave(D) for key in (noise.seed, noise.first, noise.temperature)))
+    wanted = marginals_twin(logits, SCALE[1:2], 5, None, each)
+    made = marginals_kernel(logits.to(kernel_device), SCALE.to(kernel_device)[1:2], 5, None, on(kernel_device, each))
+    assert torch.equal(made[0].cpu(), wanted[0])
+    torch.testing.assert_close(made[1].cpu(), wanted[1], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("slots", [None, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])
 def test_broken_logits_give_tokens_that_exist(slots: bool | None, bad: float, kernel_device: torch.device) -> None:
