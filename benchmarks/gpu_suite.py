@@ -25,6 +25,7 @@ from redraft.benchmarks.attention_checks import attention_checks
 from redraft.benchmarks.attention_speed import attention_speed
 from redraft.benchmarks.bandwidth import copy_bandwidth
 from redraft.benchmarks.dependent_checks import dependent, dependent_checks
+from redraft.benchmarks.draft_checks import draft_checks
 from redraft.benchmarks.equality_checks import equality_checks
 from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
 from redraft.benchmarks.kernel_checks import FULL, QUICK, Check, kernel_checks
@@ -102,7 +103,8 @@ class Suite:
             return {"skipped": "Triton is not installed"}
         if self.device.type != "cuda" and not INTERPRETED:
             return {"skipped": "kernels need a CUDA device, or TRITON_INTERPRET=1; on a CPU the twins are what runs"}
-        return run_checks(chain(kernel_checks(self.sizes, self.device), layer_checks(self.targets, self.device)))
+        of_sizes = kernel_checks(self.sizes, self.device), draft_checks(self.sizes, self.device)
+        return run_checks(chain(*of_sizes, layer_checks(self.targets, self.device)))
 
     def rows(self) -> Found:
         """Row invariance, op by op."""

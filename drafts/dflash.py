@@ -13,7 +13,6 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from redraft.drafts.base import Bounds, Candidates, Context, DraftState, Passed
 from redraft.drafts.checkpoint import Checkpoint
@@ -24,11 +23,12 @@ from redraft.drafts.own_tokens import Own, OwnTokens
 from redraft.drafts.selector import Selector, chosen
 from redraft.drafts.slots import active_slots, spread
 from redraft.kernels.attention import block_attention
+from redraft.kernels.block_rows import block_rows
 from redraft.kernels.block_tree import block_tree
 from redraft.kernels.layer_ops import LayerOps, layer_ops
 from redraft.kernels.rope import rope_table
-from redraft.kernels.rows import Rows, cells
-from redraft.kernels.tree_attention import CHUNK, Attention
+from redraft.kernels.tree_attention import Attention
+from redraft.kernels.triton_support import use_triton
 
 
 def context_of(checkpoint: Checkpoint) -> Context:
@@ -127,21 +127,26 @@ class DFlashDrafter:
         own: Own | None = None,
     ) -> Tensor:
         """Logits [N, B - 1, V' + E] of the blocks behind ``anchor`` [N] at ``root`` [N]."""
-        config, weights, ops = self.config, self.weights, self.block_ops
-        size = config.block_size
-        row = torch.arange(size, device=self.device)
-        token = torch.where(row == 0, anchor.unsqueeze(1), config.mask_token_id)
-        rows = _block_rows(token, slot, root, row, config.causal, state.active.shape[0])
-        position = (root.unsqueeze(1) + row).flatten()
-        cell = cells(state.page_table, rows.slot, position, CHUNK)
-        attend = block_attention(rows, state.page_table, context_bound + size, config.head_dim)
-        hidden = functional.embedding(rows.token, self.embedding)
-        ops.turn(position, cell)
-        for number, layer in enumerate(weights.layers):
+        config, ops = self.config, self.block_ops
+        size, mask, causal = config.block_size, config.mask_token_id, config.causal
+        block = block_rows(slot, anchor, root, state.page_table, self.embedding, size=size, mask=mask, causal=causal)
+        attend = block_attention(block.rows, state.page_table, context_bound + size, config.head_dim)
+        hidden = block.hidden
+        ops.turn(block.position, block.cell)
+        for number, layer in enumerate(self.weights.layers):
             hidden = self._layer(layer, hidden, state.kv[number], attend)
+        return self._head(hidden, own)
+
+    def _head(self, hidden: Tensor, own: Own | None) -> Tensor:
+        """Logits [N, B - 1, V' + E] of blocks ``hidden`` [N * B, H]."""
+        config, weights, ops = self.config, self.weights, self.block_ops
+        head, size = weights.head, config.block_size
+        if own is None and use_triton(hidden):
+            # one launch instead of three; rows come in tiles of 16 there, so the anchors' are seldom more work
+            return ops.project(hidden, weights.norm, head).view(-1, size, head.out_features)[:, 1:]
         predicting = hidden.view(-1, size, config.hidden)[:, 1:].flatten(0, 1)
         normed = ops.norm(predicting, weights.norm)
-        logits = weights.head(normed).view(-1, config.drafted, weights.head.out_features)
+        logits = head(normed).view(-1, config.drafted, head.out_features)
         if self.own_tokens is None or own is None:
             return logits
         return torch.cat((logits, self.own_tokens.logits(normed.view(-1, config.drafted, config.hidden), own)), -1)
@@ -160,29 +165,7 @@ class DFlashDrafter:
 
         K is ``branch``, but where a selector makes the chain: that is not made of every row's best.
         """
-        noise = Noise(state.sampling.seed[slot], root + 1, state.sampling.temperature[slot]) if sampled else None
+        noise = Noise(state.sampling.seed, root + 1, state.sampling.temperature, slot) if sampled else None
         ids = None if own is None else own.ids
         kept = BRANCH if self.branch == 1 and self.selector is not None else self.branch
         return marginals(logits, self.temperature, kept, self.weights.vocabulary, noise, ids)
-
-
-def _block_rows(token: Tensor, slot: Tensor, root: Tensor, row: Tensor, causal: bool, slots: int) -> Rows:
-    """Blocks as a pass's rows: what a row sees follows from ``position``, ``depth`` and ``path``.
-
-    A causal block is a chain.  Else every row is given the last row's place, and so sees them all.
-    """
-    blocks, size = token.shape
-    depth = (row if causal else torch.full_like(row, size - 1)).expand(blocks, size)
-    path = torch.where(row <= depth.unsqueeze(-1), row, -1)
-    first = torch.zeros(slots, dtype=torch.int64, device=token.device)
-    return Rows(
-        token=token.flatten(),
-        slot=slot.repeat_interleave(size),
-        position=(root.unsqueeze(1) + depth).flatten(),
-        depth=depth.flatten(),
-        parent=first[:0],  # nobody walks a block
-        index=row.repeat(blocks),
-        path=path.flatten(0, 1),
-        first_row=first,
-        row_count=first,
-    )

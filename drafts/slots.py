@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from redraft.drafts.base import Candidates, DraftState
+from redraft.kernels import active_slots as kernel
 from redraft.kernels.spread_trees import spread_trees
 
 
@@ -14,10 +14,7 @@ def active_slots(state: DraftState, requests: int) -> tuple[Tensor, Tensor, Tens
 
     Where fewer are active, the others are the trash slot, at position 0.
     """
-    slot = (~state.active).to(torch.int8).argsort(stable=True)[:requests]
-    slot = torch.where(state.active[slot], slot, state.active.shape[0] - 1)
-    root = (state.length[slot] - 1).clamp_min(0) * state.active[slot]
-    return slot, state.anchor[slot].squeeze(1), root
+    return kernel.active_slots(state.tokens, state.length, state.active, requests)
 
 
 def spread(state: DraftState, slot: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Candidates:

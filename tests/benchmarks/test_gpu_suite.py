@@ -99,6 +99,7 @@ def test_kernels_under_the_interpreter(tmp_path: Path) -> None:
     checks = report["stages"][0]["checks"]
     names = {check["name"] for check in checks}
     assert {"gumbel", "ngram", "pack_tree", "accept", "compact_kv bfloat16"} <= names
+    assert {"active_slots", "block_rows causal", "marginals sampled bfloat16"} <= names
     assert {"tiny qkv 128 x 64", "tiny gate_up 256 x 64", "tiny rope_cache", "tiny rms_norm", "product fp32"} <= names
 
 
