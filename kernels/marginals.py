@@ -270,6 +270,7 @@ COMPILE_CASES = [
         enable_fp_fusion=False,
     )
     for kept, noisy, pruned, own, blocks, ranked in (
+        (1, False, True, False, 16, 16),
         (8, False, True, False, 16, 128),
         (8, False, False, False, 128, 1024),
         (32, True, True, True, 16, 512),
