@@ -112,6 +112,14 @@ class PendingRound:
         return found
 
 
+def copied(tensors: Many[Tensor]) -> tuple[Tensor, ...]:
+    """int64 and fp32 tensors of one device on the host, the latter as fp64: one copy, and not waited for."""
+    flat = [(t.double().view(torch.int64) if t.is_floating_point() else t).flatten() for t in tensors]
+    parts = torch.split(torch.cat(flat).to("cpu", non_blocking=True), [t.numel() for t in tensors])
+    whole = zip(parts, tensors, strict=True)
+    return tuple((p.view(torch.float64) if t.is_floating_point() else p).view(t.shape) for p, t in whole)
+
+
 def _proposal(tree: list[list[list[Any]]], slot: int, committed: list[int], verified: int) -> Proposal:
     token, parent, score = (table[slot] for table in tree)
     return Proposal(token, parent, score, committed, verified)
@@ -145,7 +153,7 @@ def read_back(
     slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
     if not committed.count.is_cuda:
         return PendingRound(slots, work, watch, tensors, None, scores, masks, plain)
-    copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
+    copies = copied(tensors)
     scores = None if scores is None else scores.copied()
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
