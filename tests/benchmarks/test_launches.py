@@ -1,0 +1,36 @@
+"""Launches of a round on a GPU, counted without one: whoever adds an op to a round sees what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from redraft.benchmarks.launches import count_launches, default_draft
+from redraft.benchmarks.shapes import TARGETS
+
+pytest.importorskip("triton")
+SPEC = TARGETS["SmolLM2-135M"]
+LAYER = 5
+"""Norm and projections with rotation and cells, attention, output, gate and up, down."""
+
+
+def test_a_plain_step() -> None:
+    # beside the layers: trees, rows, their cells, embedding, attention's list of items, head, sampling, acceptance
+    found = count_launches(SPEC, None)
+    assert found["kernels.matmul"] == 4 * SPEC.layers + 1
+    assert sum(found.values()) == LAYER * SPEC.layers + 12
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_speculative_round(sampled: bool) -> None:
+    draft = default_draft()
+    found = count_launches(SPEC, draft, sampled=sampled)
+    assert sum(found.values()) == LAYER * (SPEC.layers + draft.config.layers) + 27
+    # torch's own ops are the target's embedding and the taps, side by side
+    assert {name for name in found if not name.startswith("kernels.")} == {"server.engine.target.decoder"}
+
+
+def test_layers_are_what_counts() -> None:
+    few, many = (sum(count_launches(replace(SPEC, layers=layers), None).values()) for layers in (2, 3))
+    assert many - few == LAYER
