@@ -173,7 +173,7 @@ def chunk_attention_twin(
     return Partial(*(torch.stack(parts, 2) for parts in zip(*found, strict=True)))
 
 
-def _case(dtype: torch.dtype, G: int, HD: int, HKV: int = 8, merge: bool = False) -> CompileCase:
+def _case(dtype: torch.dtype, G: int, HD: int, HKV: int, merge: bool) -> CompileCase:
     name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     tables = ("position", "depth", "slot", "path", "page_table")
     types = {
@@ -192,5 +192,5 @@ def _case(dtype: torch.dtype, G: int, HD: int, HKV: int = 8, merge: bool = False
 COMPILE_CASES = [
     _case(*sizes, merge=merge)
     for merge in (False, True)
-    for sizes in ((torch.bfloat16, 3, 64, 3), (torch.bfloat16, 4, 128), (torch.float32, 4, 128))
+    for sizes in ((torch.bfloat16, 3, 64, 3), (torch.bfloat16, 4, 128, 8), (torch.float32, 4, 128, 8))
 ]

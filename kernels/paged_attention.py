@@ -110,10 +110,10 @@ class PagedAttention:
         slab = min(affordable, R + run - 1) // run * run
         self.items = attention_items(self.rows, self.page_table, chunks, lanes=lanes, run=run, slab=slab)
         self.partial = make_partial(min(slab, R), HQ, chunks, HD, self.page_table.device)
+        self.can_merge = can_add_up(min(slab, R), run, chunks, HKV, HD)
         self.merges = self.one_launch
         if self.merges is None:
-            pays = one_launch_pays(R, run, chunks, HQ, HKV, HD)
-            self.merges = pays and can_add_up(min(slab, R), run, chunks, HKV, HD)
+            self.merges = self.can_merge and one_launch_pays(R, run, chunks, HQ, HKV, HD)
         self.sizes = dtype, HQ, HKV, HD
 
 
