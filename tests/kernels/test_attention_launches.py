@@ -41,7 +41,7 @@ def apart(case: Case) -> Tensor:
     return attend(case, one=False)
 
 
-@pytest.mark.parametrize(("step", "programs"), [(-1, 7), (-1, 60), (11, 7)])
+@pytest.mark.parametrize(("step", "programs"), [(-1, 7), (11, 60)])
 def test_bytes_are_the_same_whoever_comes_last(
     step: int,
     programs: int,
