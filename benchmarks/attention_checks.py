@@ -15,6 +15,7 @@ from torch import Tensor
 from redraft.benchmarks.attention_cases import PAGES, Case, Texts, chain, comb
 from redraft.benchmarks.kernel_checks import Check, difference, same_bytes
 from redraft.kernels.attention_items import attention_items, attention_items_twin
+from redraft.kernels.attention_partial import tickets
 from redraft.kernels.paged_attention import PagedAttention, PagedTwin
 from redraft.kernels.tree_attention import CHUNK, TwinAttention
 
@@ -39,6 +40,8 @@ QUICK_EDGES = (CHUNK,)
 COUNTS = (2, 3, 7, 16, 17, 33, 64)
 """Rows together."""
 QUICK_COUNTS = (3,)
+REPEATS = 50
+"""Of what would come out differently if a program read chunks back before all were written: now and then."""
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 """Against the twin, of values around 1 to 3: a weight near a tie may be rounded the other way."""
 COARSE = {torch.float32: 2e-5, torch.float16: 2**-8, torch.bfloat16: 2**-5}
@@ -56,11 +59,12 @@ def attention_checks(device: torch.device, dtypes: tuple[torch.dtype, ...], quic
             yield f"{name} alone, in prefill, chains and trees", partial(_companies, device, shape, dtype, quick)
             yield f"{name} among neighbours", partial(_neighbours, device, shape, dtype, counts)
             yield f"{name} however work is dealt out", partial(_dealt, device, shape, dtype)
+            yield f"{name} in one launch or two", partial(_launches, device, shape, dtype, quick)
 
 
-def attend(case: Case, bound: int = 0, programs: int | None = None) -> Tensor:
+def attend(case: Case, bound: int = 0, programs: int | None = None, one_launch: bool | None = None) -> Tensor:
     """The kernels' result in fp32, so that no difference is rounded away."""
-    attention = PagedAttention(case.rows, case.pages, bound or case.bound, programs=programs)
+    attention = PagedAttention(case.rows, case.pages, bound or case.bound, programs=programs, one_launch=one_launch)
     return attention(case.q, case.key, case.value, torch.float32)
 
 
@@ -152,3 +156,21 @@ def _dealt(device: torch.device, shape: Shape, dtype: torch.dtype) -> str | None
         if not same_bytes(attend(case, programs=programs), out):
             return f"other bits by {programs} programs"
     return None if same_bytes(attend(case, bound=5_000), out) else "other bits where the context is padded"
+
+
+def _launches(device: torch.device, shape: Shape, dtype: torch.dtype, quick: bool) -> str | None:
+    trees = _mixed(shape, dtype, device)
+    chains = _texts(6, shape, dtype).tree(*(chain(slot, 40 * slot, 10) for slot in range(6))).to(device)
+    for case in (trees,) if quick else (trees, chains):
+        apart = attend(case, one_launch=False)
+        for programs in (3,) if quick else (1, 50, None):
+            attention = PagedAttention(case.rows, case.pages, case.bound, programs=programs, one_launch=True)
+            for _ in range(2 if quick else REPEATS):
+                if not same_bytes(attention(case.q, case.key, case.value, torch.float32), apart):
+                    return f"other bits in one launch of {programs or 'all'} programs"
+                # what is read too early shows: it is not what the same chunk left the last time
+                for tensor in (attention.partial.highest, attention.partial.weight, attention.partial.total):
+                    tensor.fill_(torch.nan)
+            if tickets(device).any():
+                return f"a ticket was left behind by {programs or 'all'} programs"
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,8 +45,9 @@ def attention_speed(device: torch.device, dtype: torch.dtype, copy_bytes_per_sec
     """Of every shape and load: microseconds a layer, share of the copy bandwidth, floor, and what was predicted.
 
     The floor is to read keys and values once.  Predicted is that partial results are written and read as well, at the
-    speed of a copy, and two launches.  A pass makes its list of items once, as the engine does; a layer's figure holds
-    its part of that, one in ``layers``.
+    speed of a copy, and a launch or two.  A pass makes its list of items once, as the engine does; a layer's figure
+    holds its part of that, one in ``layers``.  Where one launch can do, both forms are measured
+    (``microseconds_by_launches``): where the one that ``one_launch_pays`` takes is the slower, its constants are wrong.
     """
     figures = []
     for shape in SPEED_SHAPES:
@@ -53,14 +55,15 @@ def attention_speed(device: torch.device, dtype: torch.dtype, copy_bytes_per_sec
             figure = measure(device, dtype, shape, load, copy_bytes_per_second)
             figures.append(figure)
             name = f"{shape}, {load.requests} x {load.rows} rows at {load.context}"
-            print(f"  {name}: {figure['microseconds']:.1f} us a layer, {figure['share']:.0%} of copying", flush=True)
+            forms = ", ".join(f"{found:.1f} in {n}" for n, found in figure["microseconds_by_launches"].items())
+            print(f"  {name}: {forms}; {figure['launches']}: {figure['share']:.0%} of copying", flush=True)
     return figures
 
 
 def measure(
     device: torch.device, dtype: torch.dtype, shape: Shape, load: Load, copy_bytes_per_second: float
 ) -> dict[str, Any]:
-    """One figure; on CUDA of a captured graph."""
+    """One figure, of as many launches as the engine has, and the time of the other form; on CUDA of captured graphs."""
     rows, pages = speed_rows(load, device)
     cells = (int(pages.max()) + 1) * CHUNK
     size = load.requests * load.context * 2 * shape.kv_heads * shape.dim * dtype.itemsize
@@ -68,20 +71,31 @@ def measure(
     kv = torch.randn(layers, 2, cells, shape.kv_heads, shape.dim, device=device, dtype=dtype)
     q = torch.randn(rows.slot.shape[0], shape.heads, shape.dim, device=device) * shape.dim**-0.5
 
-    def run() -> None:
-        attend = PagedAttention(rows, pages, load.context)
+    def run(one_launch: bool) -> None:
+        attend = PagedAttention(rows, pages, load.context, one_launch=one_launch)
         for key, value in kv:
             attend(q, key, value, dtype)
 
-    seconds = device_seconds(run, device, PASSES if device.type == "cuda" else 1) / layers
+    chosen = PagedAttention(rows, pages, load.context)
+    chosen(q, kv[0, 0], kv[0, 1], dtype)
+    passes = PASSES if device.type == "cuda" else 1
+    forms = {1: True, 2: False} if chosen.can_merge else {2: False}
+    by_launches = {
+        launches: device_seconds(partial(run, one_launch), device, passes) / layers
+        for launches, one_launch in forms.items()
+    }
+    launches = 1 if chosen.merges else 2
+    seconds = by_launches[launches]
     floor = size / copy_bytes_per_second
     chunks = -(-load.context // lanes_of(dtype, shape.dim))
-    partial = 2 * rows.slot.shape[0] * shape.heads * chunks * (shape.dim + 2) * 4
-    predicted = (size + partial) / copy_bytes_per_second + 2 * LAUNCH_SECONDS
+    written = 2 * rows.slot.shape[0] * shape.heads * chunks * (shape.dim + 2) * 4
+    predicted = (size + written) / copy_bytes_per_second + launches * LAUNCH_SECONDS
     return {
         "shape": asdict(shape),
         **asdict(load),
         "layers": layers,
+        "launches": launches,
+        "microseconds_by_launches": {str(number): found * 1e6 for number, found in by_launches.items()},
         "bytes": size,
         "microseconds": seconds * 1e6,
         "floor_microseconds": floor * 1e6,

@@ -62,6 +62,8 @@ class Items:
     row: Tensor
     """[5, R] of every row: chunks up to its position, 0 for padding; how many of them have their cells in order; and of
     the run that begins with it, 0 where none does: chunks, row behind the last, bound of positions that are seen."""
+    run: int
+    """Rows of an item at most."""
     slab: int
     """Rows of a slab; the last may have fewer."""
     chunks: int
@@ -99,7 +101,7 @@ def attention_items(rows: Rows, page_table: Tensor, chunks: int, *, lanes: int, 
         slot, position, page_table, row, table, total, R, P, slab, slabs, capacity,
         LANES=lanes, PAGE_SIZE=PAGE, BLOCK=_BLOCK, num_warps=1,
     )  # fmt: skip
-    return Items(table, total, row, slab, chunks)
+    return Items(table, total, row, run, slab, chunks)
 
 
 def attention_items_twin(rows: Rows, page_table: Tensor, chunks: int, *, lanes: int, run: int, slab: int) -> Items:
@@ -139,7 +141,7 @@ def attention_items_twin(rows: Rows, page_table: Tensor, chunks: int, *, lanes: 
             torch.where(of_run, bounds[row], position[row] + 1),
         )
     )
-    return Items(table.to(torch.int32), count.amax(1).to(torch.int32), fields, slab, chunks)
+    return Items(table.to(torch.int32), count.amax(1).to(torch.int32), fields, run, slab, chunks)
 
 
 @jit(do_not_specialize=["R", "W", "S", "C"])  # type: ignore[untyped-decorator]

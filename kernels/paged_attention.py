@@ -1,8 +1,9 @@
-"""Tree attention over paged KV on a GPU: flash-decoding over chunks at absolute positions, in two launches a layer.
+"""Tree attention over paged KV on a GPU: flash-decoding over chunks at absolute positions, one launch a layer or two.
 
 Plain decoding, verification, prefill and drafts' blocks share it.  A row's bits depend on its own path only: what is
-computed of a row and a chunk rests on nothing else (chunk_attention.py), and chunks are added in order (sum_chunks.py).
-How work is cut up and dealt out (attention_items.py) follows the number of rows and the context, and moves no bit.
+computed of a row and a chunk rests on nothing else (chunk_attention.py), and chunks are added in order
+(attention_partial.py).  How work is cut up and dealt out (attention_items.py) and in which launch chunks are added
+follows the number of rows, the context and the heads, and moves no bit.
 """
 
 from __future__ import annotations
@@ -13,50 +14,92 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.attention_items import TILE, attention_items, lanes_of
-from redraft.kernels.chunk_attention import chunk_attention_kernel, chunk_attention_twin, make_partial
+from redraft.kernels.attention_partial import make_partial, tickets
+from redraft.kernels.chunk_attention import (
+    DTYPES,
+    can_add_up,
+    chunk_attention_kernel,
+    chunk_attention_twin,
+    resident,
+)
 from redraft.kernels.rows import Rows
 from redraft.kernels.sum_chunks import sum_chunks_kernel, sum_chunks_twin
+from redraft.kernels.triton_support import check_tensor
 
 WORKSPACE_BYTES = 128 * 2**20
 """Partial results at most; more rows are done slab after slab."""
 FAR = 16
 """Chunks beyond which runs of rows are long: reading keys again then costs more than programs without work."""
+LAUNCH_SECONDS = 2.5e-6
+"""Of a second launch in a graph, 1 to 3 microseconds, and as much again of its own as adding up takes anywhere: the
+wait for how many chunks there are, for their maxima, for their totals."""
+TICKET_SECONDS = 1e-6
+"""Of a ticket: what an item's program wrote must have arrived in the second cache before it is drawn, and the answer
+comes from there, twice 300 to 500 nanoseconds.  A program draws item by item."""
+MERGE_BYTES_PER_SECOND = 80e9
+"""What one SM reads from the second cache, 60 to 100 GB/s, while the others have nothing to do."""
+MULTIPROCESSORS = 128
+"""Of the GPUs that this is for 108 to 170; the same for all, so that a pass has as many launches on each."""
+
+
+def one_launch_pays(rows: int, run: int, chunks: int, heads: int, kv_heads: int, dim: int) -> bool:
+    """Whether what draws tickets and reads the last rows' chunks alone is done before a second launch would be.
+
+    ``rows`` of a pass have ``chunks`` at most, and an item ``run`` rows.  Both costs are bounds: no two rows share an
+    item, and an item's rows all wait for the same program.  With 9 heads of 64 on 3 KV heads, 16 rows stay in one
+    launch up to 1,024 positions (1.3 us of reading); with 32 of 128 on 8 a row does up to 4,096 (0.8 us), and 16 rows
+    up to 256 (0.8 us): at 8,192 one SM would read 2 MB for each KV head.
+    """
+    items = rows * chunks * kv_heads / (MULTIPROCESSORS * resident(dim))
+    size = min(run, rows) * (heads // kv_heads) * chunks * (dim + 2) * 4
+    return max(items, 1.0) * TICKET_SECONDS + size / MERGE_BYTES_PER_SECOND < LAUNCH_SECONDS
 
 
 class PagedAttention:
     """``Attention`` on CUDA, or in Triton's interpreter; no host reads, shapes from the host's bounds."""
 
     def __init__(
-        self, rows: Rows, page_table: Tensor, position_bound: int, first: int = 0, *, programs: int | None = None
+        self,
+        rows: Rows,
+        page_table: Tensor,
+        position_bound: int,
+        first: int = 0,
+        *,
+        programs: int | None = None,
+        one_launch: bool | None = None,
     ) -> None:
         """``position_bound``: host-known bound of any row's position + 1.  ``first``: as ``TwinAttention`` has it.
 
-        ``programs`` share the work; as many as the GPU holds unless told.
+        ``programs`` share the work; as many as the GPU holds unless told.  ``one_launch``: whether a layer has one or
+        two; as it pays unless told.
         """
         tables = {name: getattr(rows, name).contiguous() for name in ("slot", "position", "depth", "path")}
         self.rows, self.page_table, self.bound = replace(rows, **tables), page_table.contiguous(), position_bound
-        self.first, self.programs = first, programs
-        self.sizes: tuple[torch.dtype, int, int] | None = None
+        self.first, self.programs, self.one_launch = first, programs, one_launch
+        tickets(page_table.device)  # by the first pass of all, which no graph captures
+        self.sizes: tuple[torch.dtype, int, int, int] | None = None
 
     def __call__(self, q: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
         """As ``Attention`` has it; ``key``, ``value`` in bf16, fp16 or fp32.
 
-        Raises ``ValueError`` for tensors the kernels cannot take.
+        Raises ``ValueError`` for tensors the kernels cannot take, and for one launch where that cannot be.
         """
         R, HQ, HD = q.shape
-        if self.sizes != (key.dtype, HQ, HD):
-            self._plan(key.dtype, HQ, HD)
+        check_tensor("key", key, 3, *DTYPES, like=self.page_table)
+        if self.sizes != (key.dtype, HQ, key.shape[1], HD):
+            self._plan(key.dtype, HQ, key.shape[1], HD)
         out = torch.empty(R, HQ, HD, dtype=dtype, device=q.device)
         for number in range(self.items.total.shape[0]):
             chunk_attention_kernel(
                 q, key, value, self.rows, self.page_table, self.items, self.partial,
-                number=number, first=self.first, programs=self.programs,
+                number=number, first=self.first, programs=self.programs, out=out if self.merges else None,
             )  # fmt: skip
-            sum_chunks_kernel(self.partial, self.items, out, number=number)
+            if not self.merges:
+                sum_chunks_kernel(self.partial, self.items, out, number=number)
         return out
 
-    def _plan(self, dtype: torch.dtype, HQ: int, HD: int) -> None:
-        """What is the same in every layer: the items and room for partial results."""
+    def _plan(self, dtype: torch.dtype, HQ: int, HKV: int, HD: int) -> None:
+        """What is the same in every layer: the items, room for partial results, and how many launches."""
         lanes, R = lanes_of(dtype, HD), self.rows.position.shape[0]
         chunks = -(-self.bound // lanes)
         affordable = max(WORKSPACE_BYTES // (chunks * HQ * (HD + 2) * 4), 1)
@@ -67,7 +110,11 @@ class PagedAttention:
         slab = min(affordable, R + run - 1) // run * run
         self.items = attention_items(self.rows, self.page_table, chunks, lanes=lanes, run=run, slab=slab)
         self.partial = make_partial(min(slab, R), HQ, chunks, HD, self.page_table.device)
-        self.sizes = dtype, HQ, HD
+        self.can_merge = can_add_up(min(slab, R), run, chunks, HKV, HD)
+        self.merges = self.one_launch
+        if self.merges is None:
+            self.merges = self.can_merge and one_launch_pays(R, run, chunks, HQ, HKV, HD)
+        self.sizes = dtype, HQ, HKV, HD
 
 
 class PagedTwin:

@@ -1,12 +1,7 @@
-"""Add up what flash-decoding found chunk by chunk (chunk_attention.py), for each row and query head:
+"""Add up what flash-decoding found chunk by chunk (attention_partial.py), in a launch of its own.
 
-    sum 2^(highest_c - m) total_c / sum 2^(highest_c - m) weight_c,   m = max highest_c
-
-one chunk after the other from the first, in fp32, whatever the number of chunks: padding adds exact zeros.
-
-This is a kernel of its own, a program per row and head.  The last program of chunk_attention.py to arrive could do it
-by a ticket and save the launch, but would then read alone what all SMs wrote: 2 MB per KV head for 16 rows of 4 query
-heads at 8k.
+A program per row and query head, so that what all SMs wrote is read by all of them.  Where it is little,
+chunk_attention.py does it in its own launch; paged_attention.py chooses.
 """
 
 from __future__ import annotations
@@ -15,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.attention_items import Items, block_of
-from redraft.kernels.chunk_attention import Partial
+from redraft.kernels.attention_partial import Partial, add_chunk, divide, scale_of
 from redraft.kernels.triton_support import CompileCase, jit, tl
 
 STEP = 16
@@ -71,11 +66,11 @@ def _sum_chunks(  # type: ignore[no-untyped-def]
         for step in tl.static_range(STEP):
             here = start + step < chunks
             p_here = at + start + step
-            scale = tl.exp2(tl.load(p_highest + p_here, mask=here, other=float("-inf")) - highest)
-            weight += tl.load(p_weight + p_here, mask=here, other=0.0) * scale
-            b_sum += tl.load(p_sum + p_here * HD + o_d, mask=here & m_d, other=0.0) * scale
-    # a padding row: 0 / 1
-    b_out = b_sum / tl.where(chunks > 0, weight, 1.0)
+            scale = scale_of(tl.load(p_highest + p_here, mask=here, other=float("-inf")), highest)
+            more = tl.load(p_weight + p_here, mask=here, other=0.0)
+            b_total = tl.load(p_sum + p_here * HD + o_d, mask=here & m_d, other=0.0)
+            weight, b_sum = add_chunk(weight, b_sum, more, b_total, scale, scale)
+    b_out = divide(b_sum, weight, chunks)
     tl.store(p_out + ((first_row + row) * HQ + head) * HD + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 

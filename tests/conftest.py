@@ -106,7 +106,7 @@ def own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter: Any = pytest.importorskip("triton.runtime.interpreter")
     import numpy as np
 
-    from redraft.kernels import sum_chunks
+    from redraft.kernels import chunk_attention, sum_chunks
 
     def real(x: Any) -> Any:
         bits = x.dtype.scalar.name == "bf16"
@@ -121,3 +121,4 @@ def own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
     # steps without a chunk take as long as others here
     monkeypatch.setattr(sum_chunks, "STEP", 2)
+    monkeypatch.setattr(chunk_attention, "MERGE_STEP", 2)

@@ -18,6 +18,7 @@ from torch import Tensor
 from redraft.benchmarks.attention_cases import Case, Texts, chain, comb
 from redraft.kernels import paged_attention
 from redraft.kernels.attention_items import attention_items, attention_items_twin, lanes_of
+from redraft.kernels.attention_partial import tickets
 from redraft.kernels.paged_attention import PagedAttention, PagedTwin
 from redraft.kernels.tree_attention import CHUNK, TwinAttention
 
@@ -40,10 +41,13 @@ def mixed(texts: Texts) -> Case:
     return texts.tree(comb(0, 126, 4), chain(1, 254, 5), chain(2, 0, 1), comb(3, 5, 3), padding=3)
 
 
-def attend(case: Case, bound: int = 0, programs: int = 3, first: int = 0) -> Tensor:
-    """The kernels' result in fp32, of few programs, as the interpreter runs them one after the other."""
-    attention = PagedAttention(case.rows, case.pages, bound or case.bound, first, programs=programs)
-    return attention(case.q, case.key, case.value, torch.float32)
+def attend(case: Case, bound: int = 0, programs: int = 3, first: int = 0, one: bool = True) -> Tensor:
+    """The kernels' result in fp32, in one launch or two, of few programs: the interpreter has one after the other."""
+    bound = bound or case.bound
+    attention = PagedAttention(case.rows, case.pages, bound, first, programs=programs, one_launch=one)
+    out = attention(case.q, case.key, case.value, torch.float32)
+    assert not tickets(case.pages.device).any(), "a ticket was left behind"
+    return out
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,8 @@ def test_kernel_is_its_twin(
 ) -> None:
     case = mixed(Texts(4, heads, kv_heads, dim, dtype)).to(kernel_device)
     with poisoned():
-        out = attend(case)
+        out, apart = (attend(case, one=one) for one in (True, False))
+    assert torch.equal(out, apart)
     twin = PagedTwin(case.rows, case.pages, case.bound)(case.q, case.key, case.value, torch.float32)
     torch.testing.assert_close(out, twin, **CLOSE[dtype])
     assert not out[-3:].any(), "padding"
@@ -86,18 +91,18 @@ def test_a_row_has_its_bits_alone_in_prefill_in_chains_and_in_trees(
 ) -> None:
     texts = Texts(1, group, 1, dim, dtype)
 
-    def bits(case: Case, bound: int = 0) -> dict[tuple[int, int], Tensor]:
-        out = attend(case.to(kernel_device), bound)
+    def bits(case: Case, bound: int = 0, one: bool = True) -> dict[tuple[int, int], Tensor]:
+        out = attend(case.to(kernel_device), bound, one=one)
         return {at: row for at, row in zip(case.place, out.cpu(), strict=True) if at is not None}
 
-    alone = {position: bits(texts.tree(chain(0, position, 1)))[0, position] for position in EDGES}
+    alone = {position: bits(texts.tree(chain(0, position, 1)), one=False)[0, position] for position in EDGES}
     passes = (
         bits(texts.prefill((0, 0, 1)), bound=200),
         bits(texts.prefill((0, 121, 11), padding=2), bound=400),
-        bits(texts.prefill((0, 254, 5))),
+        bits(texts.prefill((0, 254, 5)), one=False),
         bits(texts.tree(chain(0, 123, 8))),
         bits(texts.tree(chain(0, 251, 8), padding=1), bound=512),
-        bits(texts.tree(comb(0, 125, 6))),
+        bits(texts.tree(comb(0, 125, 6)), one=False),
         bits(texts.tree(comb(0, 253, 6))),
     )
     met = set()
@@ -116,10 +121,12 @@ def test_a_broken_token_does_not_reach_the_rows_before_it(dtype: torch.dtype, ke
     for node, broken in ((2, torch.nan), (3, torch.inf), (4, -torch.inf)):
         cell = texts.cells(0, torch.tensor(125 + node))
         case.key[cell], case.value[cell] = torch.nan, broken
-    out = attend(case.to(kernel_device))
+    out, apart = (attend(case.to(kernel_device), one=one) for one in (True, False))
     for row in (0, 1):
         alone = attend(texts.tree(chain(0, 125 + row, 1)).to(kernel_device))
         assert torch.equal(alone[0], out[row])
+    assert out[2:].isnan().any()
+    torch.testing.assert_close(apart, out, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("neighbours", [2, 64])
@@ -129,7 +136,7 @@ def test_neighbours_leave_no_trace(neighbours: int, kernel_device: torch.device)
     lengths = [neighbours // slots + (slot < neighbours % slots) for slot in range(slots)]
     together = texts.tree(*(chain(slot, 40 * slot, n) for slot, n in enumerate(lengths) if n)).to(kernel_device)
     out = attend(together, programs=5)
-    assert torch.equal(attend(together, bound=together.bound + 3 * CHUNK, programs=64), out)
+    assert torch.equal(attend(together, bound=together.bound + 3 * CHUNK, programs=64, one=False), out)
     for row in {0, neighbours // 2, neighbours - 1}:
         at = together.place[row]
         assert at is not None
@@ -140,7 +147,7 @@ def test_neighbours_leave_no_trace(neighbours: int, kernel_device: torch.device)
 def test_slabs_and_runs_move_no_bit(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Texts(3, 2, 1, 64)
     case = texts.tree(comb(0, 120, 5), chain(1, 3, 10), chain(2, 200, 3), padding=4).to(kernel_device)
-    out = attend(case)
+    out = attend(case, one=False)
     monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 0)
     assert torch.equal(attend(case), out), "slabs of one row"
     monkeypatch.setattr(paged_attention, "WORKSPACE_BYTES", 8 * 2 * 2 * 66 * 4)
@@ -154,6 +161,7 @@ def test_slabs_and_runs_move_no_bit(kernel_device: torch.device, monkeypatch: py
 def test_positions_before_the_first_are_seen_by_their_own_rows_alone(first: int, kernel_device: torch.device) -> None:
     case = Texts(3, 4, 2, 64).tree(comb(0, 126, 4), chain(1, 0, 5), chain(2, 199, 2)).to(kernel_device)
     out = attend(case, first=first)
+    assert torch.equal(attend(case, first=first, one=False), out)
     clean = case.without_nan()
     for twin in (PagedTwin, TwinAttention):
         wanted = twin(clean.rows, clean.pages, clean.bound, first)(clean.q, clean.key, clean.value, torch.float32)
@@ -169,7 +177,9 @@ def test_rows_of_a_block_see_those_behind_them(kernel_device: torch.device) -> N
     case = replace(case, rows=rows).to(kernel_device)
     clean = case.without_nan()
     wanted = TwinAttention(clean.rows, clean.pages, clean.bound)(clean.q, clean.key, clean.value, torch.float32)
-    torch.testing.assert_close(attend(case), wanted, **CLOSE[torch.float32])
+    out = attend(case)
+    torch.testing.assert_close(out, wanted, **CLOSE[torch.float32])
+    assert torch.equal(attend(case, one=False), out)
 
 
 @pytest.mark.parametrize(("lanes", "run", "slab"), [(128, 16, 16), (64, 16, 48), (32, 64, 64)])
@@ -238,4 +248,11 @@ def test_compiles_to_one_class_of_products(assert_compiles: Callable[..., list[d
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
     }
-    assert all(len(usage["products"]) == 1 for usage in usages if usage["module"] == names[1])
+    chunks = [usage for usage in usages if usage["module"] == names[1]]
+    assert all(len(usage["products"]) == 1 for usage in chunks)
+    # in one launch or two: what is added to what until a chunk's results are written is the same
+    half = len(chunks) // 2
+    for apart, one in zip(chunks[:half], chunks[half:], strict=True):
+        assert apart["capability"] == one["capability"]
+        assert any(order.startswith("tt.dot") for order in apart["orders"])
+        assert set(apart["orders"]) <= set(one["orders"])
