@@ -36,6 +36,7 @@ from torch import Tensor
 from redraft.kernels.attention_items import PAGE, TILE, Items, block_of, lanes_of
 from redraft.kernels.attention_partial import TICKETS, Partial, tickets
 from redraft.kernels.chunk_device import chunks_of_items
+from redraft.kernels.dependent_launch import launch_options
 from redraft.kernels.rows import Rows
 from redraft.kernels.tree_attention import lane_cells
 from redraft.kernels.triton_support import CompileCase, check_tensor
@@ -104,6 +105,7 @@ def chunk_attention_kernel(
         out, None if out is None else tickets(q.device),
         start, q.stride(0), items.table.stride(0), items.table.shape[2], R, items.chunks, rows.path.shape[1],
         page_table.shape[1], first, min(items.slab, R - start), **_constants(key.dtype, HKV, HQ // HKV, HD),
+        **launch_options(q.device),
         MERGE=out is not None, STEP=MERGE_STEP, **_options(key.dtype, HD),
     )  # fmt: skip
 
@@ -185,7 +187,7 @@ def _case(dtype: torch.dtype, G: int, HD: int, HKV: int, merge: bool) -> Compile
         **dict.fromkeys(("R", "C", "W", "P", "FIRST", "SLAB"), "i32"),
     }
     absent = {} if merge else {"p_out": None, "p_ticket": None}
-    constants = {**_constants(dtype, HKV, G, HD), **absent, "MERGE": merge, "STEP": MERGE_STEP}
+    constants = {**_constants(dtype, HKV, G, HD), **absent, "MERGE": merge, "STEP": MERGE_STEP, "DEPENDENT": False}
     return CompileCase(chunks_of_items, types, constants, **_options(dtype, HD))
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from redraft.kernels.attention_partial import add_tile
+from redraft.kernels.dependent_launch import wait_device
 from redraft.kernels.triton_support import jit, tl
 
 
@@ -98,7 +99,7 @@ def chunks_of_items(
     first_row, q_stride, item_stride, CAPACITY, R, C, W, P, FIRST, SLAB,
     HKV: tl.constexpr, G: tl.constexpr, HD: tl.constexpr, BLOCK_D: tl.constexpr,
     LANES: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, EXPONENT: tl.constexpr,
-    MERGE: tl.constexpr, STEP: tl.constexpr, THREADS: tl.constexpr,
+    MERGE: tl.constexpr, STEP: tl.constexpr, THREADS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Every program takes every so manieth pair of item and KV head.
 
@@ -108,6 +109,7 @@ def chunks_of_items(
     """
     BITS: tl.constexpr = tl.int32 if EXPONENT > 0xFFFF else tl.int16
     PRECISION: tl.constexpr = "tf32x3" if EXPONENT > 0xFFFF else "tf32"
+    wait_device(DEPENDENT)
     o_lane = tl.arange(0, LANES)
     o_d = tl.arange(0, BLOCK_D)
     o_tile = tl.arange(0, TILE)

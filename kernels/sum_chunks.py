@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redraft.kernels.attention_items import Items, block_of
 from redraft.kernels.attention_partial import Partial, add_chunk, divide, scale_of
+from redraft.kernels.dependent_launch import launch_options, wait_device
 from redraft.kernels.triton_support import CompileCase, jit, tl
 
 STEP = 16
@@ -23,7 +24,8 @@ def sum_chunks_kernel(partial: Partial, items: Items, out: Tensor, *, number: in
     start = number * items.slab
     _sum_chunks[(min(items.slab, R - start), HQ)](
         partial.highest, partial.weight, partial.total, items.row, out, start, items.chunks,
-        HD=HD, BLOCK_D=block_of(HD), HQ=HQ, STEP=STEP, BLOCK_C=128, num_warps=1, enable_fp_fusion=False,
+        HD=HD, BLOCK_D=block_of(HD), HQ=HQ, STEP=STEP, BLOCK_C=128, **launch_options(out.device),
+        num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -45,8 +47,10 @@ def sum_chunks_twin(partial: Partial, dtype: torch.dtype) -> Tensor:
 def _sum_chunks(  # type: ignore[no-untyped-def]
     p_highest, p_weight, p_sum, p_chunks, p_out, first_row, C,
     HD: tl.constexpr, BLOCK_D: tl.constexpr, HQ: tl.constexpr, STEP: tl.constexpr, BLOCK_C: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One program per row and query head; a padding row has no chunks and gets zeros."""
+    wait_device(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     chunks = tl.load(p_chunks + first_row + row)
@@ -82,7 +86,7 @@ def _case(HD: int) -> CompileCase:
         "first_row": "i32",
         "C": "i32",
     }
-    sizes = {"HD": HD, "BLOCK_D": block_of(HD), "HQ": 32, "STEP": STEP, "BLOCK_C": 128}
+    sizes = {"HD": HD, "BLOCK_D": block_of(HD), "HQ": 32, "STEP": STEP, "BLOCK_C": 128, "DEPENDENT": False}
     return CompileCase(_sum_chunks, types, sizes, num_warps=1, enable_fp_fusion=False)
 
 
