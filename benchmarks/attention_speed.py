@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redraft.benchmarks.attention_checks import Shape
 from redraft.benchmarks.device_seconds import device_seconds
+from redraft.benchmarks.traffic import LAUNCH_SECONDS
 from redraft.kernels.attention_items import lanes_of
 from redraft.kernels.paged_attention import PagedAttention
 from redraft.kernels.rows import Rows
@@ -20,7 +21,6 @@ PASSES = 10
 BEYOND_CACHE = 2**28
 """Bytes of keys and values that a pass reads, layer after layer, so that none finds its own in the GPU's cache."""
 MOST_LAYERS = 512
-LAUNCH_SECONDS = 2.5e-6
 """A small kernel in a graph takes so long whatever it does (research: 2 to 3 microseconds)."""
 
 

@@ -17,7 +17,9 @@ class Figure:
     goal: float
     value: Callable[[Stages], float | None]
     floor: Callable[[Stages], float | None] = lambda stages: None
-    """The best that the bytes to be moved allow, in the same unit: what was predicted."""
+    """The best that the bytes to be moved allow, in the same unit."""
+    predicted: Callable[[Stages], float | None] = lambda stages: None
+    """What bytes and launches together allow (traffic.py): written down before anything was measured."""
     at_most: bool = False
     """Whether less is better."""
 
@@ -31,15 +33,24 @@ def _step(stages: Stages, shape: str, rows: int, key: str) -> float | None:
 
 
 def _share(shape: str) -> Figure:
-    return Figure("of the copy bandwidth", {"Qwen3-8B": 0.85}.get(shape, 0.65), lambda s: _step(s, shape, 1, KEY_SHARE))
+    def predicted(stages: Stages) -> float | None:
+        memory, whole = (_step(stages, shape, 1, key) for key in ("memory_seconds", "predicted_seconds"))
+        return memory / whole if memory and whole else None
+
+    goal = {"Qwen3-8B": 0.85}.get(shape, 0.65)
+    return Figure("of the copy bandwidth", goal, lambda s: _step(s, shape, 1, KEY_SHARE), predicted=predicted)
 
 
 def _verify(shape: str, rows: int, goal: float) -> Figure:
-    def floor(stages: Stages) -> float | None:
-        many, one = (_step(stages, shape, count, "memory_seconds") for count in (rows, 1))
-        return many / one if many and one else None
+    def ratio(key: str) -> Callable[[Stages], float | None]:
+        def found(stages: Stages) -> float | None:
+            many, one = (_step(stages, shape, count, key) for count in (rows, 1))
+            return many / one if many and one else None
 
-    return Figure("plain steps", goal, lambda s: _step(s, shape, rows, "against_plain"), floor, at_most=True)
+        return found
+
+    floor, predicted = ratio("memory_seconds"), ratio("predicted_seconds")
+    return Figure("plain steps", goal, lambda s: _step(s, shape, rows, "against_plain"), floor, predicted, at_most=True)
 
 
 def _speed(key: str, goal: float) -> Figure:
@@ -48,7 +59,11 @@ def _speed(key: str, goal: float) -> Figure:
         bandwidth = stages.get("bandwidth", {}).get("copy_bytes_per_second")
         return bandwidth / weights if weights and bandwidth and key.startswith("plain") else None
 
-    return Figure("tokens/s", goal, lambda s: s.get("speed", {}).get("alone", {}).get(key), floor)
+    def predicted(stages: Stages) -> float | None:
+        milliseconds = stages.get("speed", {}).get("plain_step", {}).get("predicted_milliseconds")
+        return 1e3 / milliseconds if milliseconds and key.startswith("plain") else None
+
+    return Figure("tokens/s", goal, lambda s: s.get("speed", {}).get("alone", {}).get(key), floor, predicted)
 
 
 def _against_peer(stages: Stages) -> float | None:
@@ -78,7 +93,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def gpu_figures(stages: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Name → value, unit, goal, whether it is met, and the floor that bytes and bandwidth predict; None: unknown."""
+    """Name → value, unit, goal, whether it is met, floor by bytes and bandwidth, prediction; None: unknown."""
     by_name = {stage["name"]: stage for stage in stages}
     found = {}
     for name, figure in FIGURES.items():
@@ -90,6 +105,7 @@ def gpu_figures(stages: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
             "goal": figure.goal,
             "met": met,
             "floor": figure.floor(by_name),
+            "predicted": figure.predicted(by_name),
         }
     return found
 
@@ -101,6 +117,6 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
         known = figure["value"] is not None
         value = f"{figure['value']:.3g} {figure['unit']}" if known else "not measured"
         verdict = {True: "met", False: "missed", None: ""}[figure["met"]]
-        floor = "" if figure["floor"] is None else f", floor {figure['floor']:.3g}"
-        lines.append(f"{name}: {value} (goal {figure['goal']:g}{floor}) {verdict}".rstrip())
+        beside = (f", {what} {figure[what]:.3g}" for what in ("floor", "predicted") if figure[what] is not None)
+        lines.append(f"{name}: {value} (goal {figure['goal']:g}{''.join(beside)}) {verdict}".rstrip())
     return "\n".join(lines)

@@ -180,8 +180,9 @@ def step_speed(
             if case.rows == 1:
                 plain[case.requests] = seconds
             moved = target_pass(spec, case.requests * case.rows, [LENGTH] * case.requests, dtype.itemsize)
-            floor = moved.seconds(bandwidth)
-            entry |= {"seconds": seconds, "memory_seconds": floor, "share_of_bandwidth": floor / seconds}
+            floor, predicted = moved.seconds(bandwidth), moved.predicted_seconds(bandwidth)
+            entry |= {"seconds": seconds, "memory_seconds": floor, "predicted_seconds": predicted}
+            entry["share_of_bandwidth"] = floor / seconds
             if case.requests in plain:
                 entry["against_plain"] = seconds / plain[case.requests]
             found.append(entry)

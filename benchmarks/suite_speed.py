@@ -61,9 +61,13 @@ def plain_step(engine: Engine, tokens_per_second: float, context: int, copy_byte
         "context": context,
         "bytes": traffic.total,
         "milliseconds": 1e3 / tokens_per_second,
-        "predicted_milliseconds": 1e3 * traffic.seconds(copy_bytes_per_second),
+        "traffic_milliseconds": 1e3 * traffic.seconds(copy_bytes_per_second),
+        "predicted_milliseconds": 1e3 * traffic.predicted_seconds(copy_bytes_per_second),
     }
-    print("  plain step: {milliseconds:.3f} ms, its traffic alone {predicted_milliseconds:.3f} ms".format(**found))
+    print(
+        "  plain step: {milliseconds:.3f} ms, its traffic alone {traffic_milliseconds:.3f} ms, "
+        "with launches {predicted_milliseconds:.3f} ms".format(**found)
+    )
     return found
 
 

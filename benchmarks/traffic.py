@@ -16,6 +16,10 @@ from redraft.server.engine.target.spec import TargetSpec
 
 QUERY_BYTES = 4
 """Queries go from rotation to attention in fp32."""
+LAUNCH_SECONDS = 2.5e-6
+"""What a kernel of a graph takes beyond its bytes, 2 to 3 microseconds (design: "Numbers")."""
+OUTSIDE = 9
+"""Launches of a plain step beside the target's pass; launches.py counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +31,19 @@ class Traffic:
     """Read for attention, and written by the pass's rows."""
     activations: int
     launches: int
-    """Kernels: six a layer with attention as one, embedding, head."""
+    """Kernels: five a layer with attention as one, embedding, head."""
 
     @property
     def total(self) -> int:
         return self.weights + self.kv + self.activations
 
-    def seconds(self, bytes_per_second: float, launch_seconds: float = 0.0) -> float:
-        """Time of the pass at ``bytes_per_second`` (of a copy, bytes read plus written).
+    def seconds(self, bytes_per_second: float) -> float:
+        """Time that the pass's bytes take at ``bytes_per_second`` (of a copy, bytes read plus written)."""
+        return self.total / bytes_per_second
 
-        ``launch_seconds`` is what a kernel takes beyond its bytes: 2 to 3 microseconds in a graph (design: "Numbers").
-        """
-        return self.total / bytes_per_second + self.launches * launch_seconds
+    def predicted_seconds(self, bytes_per_second: float) -> float:
+        """Time of a step around the pass: its bytes, and what launches take beside them."""
+        return self.seconds(bytes_per_second) + (self.launches + OUTSIDE) * LAUNCH_SECONDS
 
 
 def target_pass(spec: TargetSpec, rows: int, contexts: Sequence[int], itemsize: int) -> Traffic:
@@ -65,5 +70,5 @@ def target_pass(spec: TargetSpec, rows: int, contexts: Sequence[int], itemsize: 
         weights=matrices * itemsize + norms * 4,
         kv=kv,
         activations=rows * (spec.layers * layer + ends),
-        launches=6 * spec.layers + 2,
+        launches=5 * spec.layers + 2,
     )

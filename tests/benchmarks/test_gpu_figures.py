@@ -21,6 +21,7 @@ def step(shape: str, rows: int, seconds: float, memory: float, plain: float) -> 
         "rows": rows,
         "seconds": seconds,
         "memory_seconds": memory,
+        "predicted_seconds": memory + 0.0005,
         "share_of_bandwidth": memory / seconds,
         "against_plain": seconds / plain,
     }
@@ -48,6 +49,7 @@ def test_figures_of_a_run() -> None:
                 "name": "speed",
                 "weight_bytes": 3e8,
                 "alone": {"plain_tokens_per_second": 2500.0, "tokens_per_second": 5000.0},
+                "plain_step": {"predicted_milliseconds": 0.5},
             },
             {"name": "peers", "peers": {"transformers, static cache and compile": {"tokens_per_second": 500.0}}},
             {"name": "equality", "checks": [{"ok": True}, {"ok": False}]},
@@ -64,6 +66,14 @@ def test_figures_of_a_run() -> None:
         "target given, plain against transformers with static cache and compile": (5.0, True, None),
         "checks of equality that failed": (1.0, False, None),
     }
+    predicted = {name: figure["predicted"] for name, figure in figures.items() if figure["predicted"] is not None}
+    assert predicted == {
+        "plain decoding, Qwen3-8B shape": pytest.approx(0.9),
+        "verify of 16 rows, Qwen3-8B shape": 1.0,
+        "verify of 64 rows, Qwen3-8B shape": 1.0,
+        "target given, plain": 2000.0,
+    }
+    assert "goal 2000, floor 1e+04, predicted 2e+03) met" in figures_table(figures)
 
 
 def test_rounds_of_wrong_drafts_commit_one_token_each(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from redraft.benchmarks.layer_checks import outside
 from redraft.benchmarks.shapes import TARGETS, TINY, products
-from redraft.benchmarks.traffic import target_pass
+from redraft.benchmarks.traffic import LAUNCH_SECONDS, OUTSIDE, target_pass
 
 
 def test_by_hand() -> None:
@@ -19,7 +19,7 @@ def test_by_hand() -> None:
     assert found.kv == (10 + 20 + 3) * 2 * 2 * 32 * 2
     per_layer = 2 * (64 + 128 + 128 + 64) + 2 * 64 * 4 + 2 * (64 + 128) + 2 * (64 + 128) + 2 * (128 + 128)
     assert found.activations == 3 * (2 * per_layer + 2 * (3 * 64 + 2 * 512))
-    assert found.launches == 14
+    assert found.launches == 12
     assert found.total == found.weights + found.kv + found.activations
 
 
@@ -43,7 +43,7 @@ def test_what_a_step_grows_with() -> None:
 def test_seconds() -> None:
     found = target_pass(TARGETS["Qwen3-8B"], 1, [0], 2)
     assert found.seconds(4e12) == found.total / 4e12
-    assert found.seconds(4e12, 2e-6) - found.seconds(4e12) == pytest.approx(218 * 2e-6)
+    assert found.predicted_seconds(4e12) - found.seconds(4e12) == pytest.approx((5 * 36 + 2 + OUTSIDE) * LAUNCH_SECONDS)
 
 
 def test_products_make_up_the_weights() -> None:
