@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 BUCKETS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 384, 512)
+COARSE = tuple(size for size in BUCKETS if size % 3 == 0 or size & (size - 1) == 0)
+"""Two to a doubling."""
 
 
 MIN_ROWS = BUCKETS[0]
 """At least ``kernels.linear.MIN_ROWS`` (checked where both are known); 4 rows were faster than 2 (docs/log.md)."""
+MOST_RECORDED = COARSE[-1]
+"""Rows of a pass with prefill that is still recorded.  Of a target of some billion weights, larger ones keep a GPU busy
+for longer than launching them op by op takes, and padding them to few sizes would cost more than that."""
 
 
 def row_bucket(rows: int) -> int:
     """The smallest size that holds ``rows``, never below ``MIN_ROWS``; beyond the table, multiples of 128."""
     rows = max(rows, MIN_ROWS)
     return next((size for size in BUCKETS if size >= rows), -(-rows // 128) * 128)
+
+
+def recorded_rows(most_rows: int) -> int:
+    """Rows of the largest pass with prefill that may be recorded where passes have at most ``most_rows``."""
+    return min(row_bucket(most_rows), MOST_RECORDED)
+
+
+def pass_sizes(rows: int, prefill: int, recorded: int = 0) -> tuple[int, int]:
+    """Rows to verify and rows of prefill of a pass that has so many of them, both padded.
+
+    ``recorded``: up to so many rows a pass with prefill is to be of few kinds, since it is recorded.  Its rows to
+    verify are padded by themselves then; otherwise all padding follows the prefill.  Without ``rows`` nobody decodes.
+    """
+    if not prefill:
+        return row_bucket(rows), 0
+    verified = _coarse(rows) if rows else 0
+    total = _coarse(verified + prefill)
+    if total <= recorded:
+        return verified, total - verified
+    return rows, row_bucket(rows + prefill) - rows
+
+
+def _coarse(rows: int) -> int:
+    return next((size for size in COARSE if size >= rows), rows)

@@ -94,7 +94,7 @@ def steps(engine: Engine) -> int:
     return most
 
 
-def measured(engine: Engine, taken: dry_run.Taken = allocated, graphs: bool = False) -> int:
+def measured(engine: Engine, taken: dry_run.Taken = allocated, recorded: int = 0) -> int:
     state = engine.state
     small = type(state)(
         engine.target.spec,
@@ -104,6 +104,7 @@ def measured(engine: Engine, taken: dry_run.Taken = allocated, graphs: bool = Fa
         pages=dry_run.PAGES,
         max_model_len=600,
         tree_rows=state.positions - 600,
+        prefill=state.prefill.rows,
         forced=state.forced.shape[1],
     )
     with torch.inference_mode():
@@ -113,7 +114,7 @@ def measured(engine: Engine, taken: dry_run.Taken = allocated, graphs: bool = Fa
             engine.drafter,
             engine.make_attention,
             engine.pacer.most_rows,
-            graphs=graphs,
+            recorded=recorded,
             taken=taken,
         )
 

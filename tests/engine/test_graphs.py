@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from redraft.server.engine import graphs
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs, rounded
-from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.round import Plan
+from redraft.server.engine.rows_plan import MOST_RECORDED
 from redraft.server.engine.scores import Asked
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=False, filtered=False)
@@ -70,8 +70,8 @@ def test_a_kind_is_run_then_recorded_then_replayed() -> None:
     assert recorder.made == 1
 
 
-@pytest.mark.parametrize("special", [{"chunks": (Chunk(0, 0, 4),), "prefill": 8}, {"asked": Asked((1,), (2,))}])
-def test_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
+@pytest.mark.parametrize("special", [{"prefill": MOST_RECORDED - 7}, {"asked": Asked((1,), (2,))}])
+def test_large_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
     recorder = Recorder()
     run = make(recorder)
     plan = replace(PLAN, **special)
