@@ -18,7 +18,7 @@ from redraft.kernels.attention import MakeAttention
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
-from redraft.server.engine.rows_plan import COARSE, row_bucket
+from redraft.server.engine.rows_plan import RECORDED, row_bucket
 from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -70,7 +70,7 @@ def workspace(
         for plan in round_plans(state, drafter, most_rows, recorded):
             run(plan, ())
         # graphs share memory, but what was too small for a larger one remains: each size, the smallest first
-        for rows in COARSE:
+        for rows in RECORDED:
             if rows <= recorded:
                 run(prefill_plan(state, rows), ())
 

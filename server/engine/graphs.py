@@ -29,23 +29,25 @@ MOST_GRAPHS = 64
 among its like, and its kind has to come twice again."""
 MOST_SEEN = 1024
 """Kinds remembered that came once; the one that came first makes room."""
+LEAST_BOUND = 8 * PAGE
+"""Of passes with prefill: what a bound costs is room for attention's partial results, and looking texts up."""
 
 
 def rounded(plan: Plan, slots: int, positions: int) -> Plan:
     """``plan`` with bounds that many rounds share: no lower, and no higher than ``slots`` and ``positions`` allow.
 
-    Of context bounds there are four to each doubling, whole pages all; with prefill, which comes in sizes and bounds of
-    its own, one.  Prefill that ends within the bound of those who decode adds no kind.
+    Context bounds are whole pages, four sizes to a doubling, requests powers of two.  With prefill, which has sizes of
+    its own, all bounds are one, and that a power of two, and of requests there are powers of four.
     """
-    context = _bound(plan.context_bound, positions, 1 if plan.prefill else 4)
-    prefill = max(_bound(plan.prefill_bound, positions, 1), context) if plan.prefill else 0
-    requests = 1 << (plan.requests - 1).bit_length() if plan.requests else 0
-    return replace(
-        plan,
-        context_bound=context,
-        prefill_bound=prefill,
-        requests=max(min(requests, slots), plan.requests),
-    )
+    doublings = (plan.requests - 1).bit_length() if plan.requests else 0
+    if plan.prefill:
+        bound = _bound(max(plan.context_bound, plan.prefill_bound, LEAST_BOUND), positions, 1)
+        plan = replace(plan, context_bound=bound if plan.requests else 0, prefill_bound=bound)
+        doublings += doublings % 2
+    else:
+        plan = replace(plan, context_bound=_bound(plan.context_bound, positions, 4))
+    requests = min(1 << doublings, slots) if plan.requests else 0
+    return replace(plan, requests=max(requests, plan.requests))
 
 
 def _bound(bound: int, positions: int, to_a_doubling: int) -> int:

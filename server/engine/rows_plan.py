@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 BUCKETS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 384, 512)
-COARSE = tuple(size for size in BUCKETS if size % 3 == 0 or size & (size - 1) == 0)
-"""Two to a doubling."""
-
-
 MIN_ROWS = BUCKETS[0]
 """At least ``kernels.linear.MIN_ROWS`` (checked where both are known); 4 rows were faster than 2 (docs/log.md)."""
-MOST_RECORDED = COARSE[-1]
-"""Rows of a pass with prefill that is still recorded.  Of a target of some billion weights, larger ones keep a GPU busy
-for longer than launching them op by op takes, and padding them to few sizes would cost more than that."""
+RECORDED = (16, 32, 64, 128, 192, 256, 384, 512)
+"""Sizes of recorded passes with prefill, and of what they verify: fewer, since the two come in all combinations.  Up to
+128 rows a GPU reads weights for about as long as it computes, and 16 are what its smallest product has anyway."""
+MOST_RECORDED = RECORDED[-1]
+"""Larger passes with prefill are not recorded.  Of a target of some billion weights they keep a GPU busy for longer
+than launching them op by op takes, and padding them to few sizes would cost more than that."""
 
 
 def row_bucket(rows: int) -> int:
@@ -33,12 +32,12 @@ def pass_sizes(rows: int, prefill: int, recorded: int = 0) -> tuple[int, int]:
     """
     if not prefill:
         return row_bucket(rows), 0
-    verified = _coarse(rows) if rows else 0
-    total = _coarse(verified + prefill)
+    verified = _recorded(rows) if rows else 0
+    total = _recorded(verified + prefill)
     if total <= recorded:
         return verified, total - verified
     return rows, row_bucket(rows + prefill) - rows
 
 
-def _coarse(rows: int) -> int:
-    return next((size for size in COARSE if size >= rows), rows)
+def _recorded(rows: int) -> int:
+    return next((size for size in RECORDED if size >= rows), rows)

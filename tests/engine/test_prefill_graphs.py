@@ -29,7 +29,7 @@ from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.types import Request, SamplingParams
 
-MOST_ROWS = 48
+MOST_ROWS = 64
 
 
 class Tape(TorchDispatchMode):
