@@ -95,8 +95,8 @@ class DeviceState:
         ``nodes``: most drafted nodes that it may have verified in a round.
         """
         slot, params = sequence.running_slot, sequence.request.params
-        text = torch.tensor(sequence.tokens, dtype=torch.int64)
-        self.tokens[slot, : len(text)] = text.to(self.device, non_blocking=True)
+        text = staged(sequence.tokens, torch.int64, self.device)
+        self.tokens[slot, : len(text)].copy_(text, non_blocking=True)
         self.length[slot] = len(text)
         self.limit[slot] = sequence.limit
         self.sampling.temperature[slot] = params.temperature
@@ -117,7 +117,8 @@ class DeviceState:
                 for kv in (self.kv, self.draft_kv):
                     kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
             self._written.add(page)
-        self.page_table[slot, : len(sequence.pages)] = torch.tensor(sequence.pages, device=self.device)
+        pages = staged(sequence.pages, torch.int64, self.device)
+        self.page_table[slot, : len(pages)].copy_(pages, non_blocking=True)
 
     def set_trust(self, trust: Mapping[int, float]) -> None:
         """What drafts' scores are multiplied with, by slot; in others 1."""
