@@ -82,7 +82,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         kv_dtype,
         slots=config.max_num_seqs,
         tree_rows=tree_rows,
-        prefill=rows_plan.row_bucket(most_rows),
+        prefill=rows_plan.prefill_room(most_rows),
         context=choice.context,
         forced=forced,
     )

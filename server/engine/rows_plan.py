@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+STEP = 128
+"""Between sizes beyond the table, and no more between those in it."""
 BUCKETS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 384, 512)
 MIN_ROWS = BUCKETS[0]
 """At least ``kernels.linear.MIN_ROWS`` (checked where both are known); 4 rows were faster than 2 (docs/log.md)."""
@@ -14,9 +16,14 @@ than launching them op by op takes, and padding them to few sizes would cost mor
 
 
 def row_bucket(rows: int) -> int:
-    """The smallest size that holds ``rows``, never below ``MIN_ROWS``; beyond the table, multiples of 128."""
+    """The smallest size that holds ``rows``, never below ``MIN_ROWS``; beyond the table, multiples of ``STEP``."""
     rows = max(rows, MIN_ROWS)
-    return next((size for size in BUCKETS if size >= rows), -(-rows // 128) * 128)
+    return next((size for size in BUCKETS if size >= rows), -(-rows // STEP) * STEP)
+
+
+def prefill_room(most_rows: int) -> int:
+    """Most rows of prefill, padding included, where a pass has at most ``most_rows`` beside what grammars force."""
+    return row_bucket(most_rows) + STEP
 
 
 def recorded_rows(most_rows: int) -> int:

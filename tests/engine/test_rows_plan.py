@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redraft.server.engine.rows_plan import BUCKETS, MOST_RECORDED, RECORDED, pass_sizes, recorded_rows, row_bucket
+from redraft.server.engine.rows_plan import (
+    BUCKETS,
+    MOST_RECORDED,
+    RECORDED,
+    pass_sizes,
+    prefill_room,
+    recorded_rows,
+    row_bucket,
+)
 
 
 @given(rows=st.integers(0, 600), prefill=st.integers(1, 2100))
@@ -30,6 +38,16 @@ def test_recorded_passes_with_prefill_come_in_few_sizes(rows: int, prefill: int,
         assert verified in (0, *RECORDED)
         assert verified + padded <= recorded <= MOST_RECORDED
         assert (verified == 0) == (rows == 0)
+
+
+@given(
+    rows=st.integers(0, 300),
+    prefill=st.integers(1, 2100),
+    forced=st.integers(0, 500),
+    recorded=st.sampled_from([0, 512]),
+)
+def test_there_is_room_for_prefill_whatever_grammars_force(rows: int, prefill: int, forced: int, recorded: int) -> None:
+    assert pass_sizes(rows + forced, prefill, recorded)[1] <= prefill_room(rows + prefill)
 
 
 @pytest.mark.parametrize(
