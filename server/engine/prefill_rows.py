@@ -21,7 +21,7 @@ def prefill_rows(state: DeviceState, padded: int) -> Rows:
     slot, position, first_row, row_count = state.prefill.read(padded)
     nothing = torch.zeros_like(slot)
     return Rows(
-        token=torch.where(slot < state.slots, state.tokens[slot, position], 0),
+        token=state.tokens[slot, position] * (slot < state.slots),
         slot=slot,
         position=position,
         depth=nothing,
