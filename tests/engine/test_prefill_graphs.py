@@ -23,10 +23,12 @@ from redraft.kernels.rows import Rows, cells
 from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import TwinAttention
 from redraft.server.engine.config import PAGE, EngineConfig
+from redraft.server.engine.costs import Work
 from redraft.server.engine.load import build_engine
 from redraft.server.engine.prefill_table import Chunk, PrefillTable
 from redraft.server.engine.round import Plan
-from redraft.server.engine.rows_plan import recorded_rows
+from redraft.server.engine.rows_plan import RECORDED, recorded_rows
+from redraft.server.engine.sequence import Sequence as Running
 from redraft.server.engine.types import Request, SamplingParams
 
 MOST_ROWS = 64
@@ -222,3 +224,27 @@ def test_what_a_recording_keeps_of_its_chunks_is_noticed(
     careless = Watched(config, records=True)
     assert careless.run(requests()) != wanted
     assert careless.of_the_host == {"aten::lift_fresh"}
+
+
+def test_what_passes_with_prefill_take_is_learned_of_replays(
+    make_config: Callable[[str], EngineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the sizes that they have; the first of a kind compiles and the second is recorded."""
+    recording = Watched(make_config("none"), records=True)
+    pacer, beside, told = recording.engine.pacer, list[Work](), list[Work]()
+    work = pacer.work
+
+    def noted(decoding: Sequence[Running], rows: int, drafting: bool, prefill: int = 0, start: int = 0) -> Work:
+        made = work(decoding, rows, drafting, prefill, start)
+        if prefill and decoding:
+            beside.append(made)
+        return made
+
+    monkeypatch.setattr(pacer, "work", noted)
+    monkeypatch.setattr(pacer, "took", lambda work, seconds: told.append(work))
+    recording.run(requests())
+    known = [one for one in told if any(one is other for other in beside)]
+    replays = [plan for plan, *_ in recording.replayed if plan.rows]
+    assert [one.rows for one in known] == [plan.rows + plan.prefill for plan in replays]
+    assert len(beside) > len(known) > 5
+    assert {one.rows for one in known} <= set(RECORDED)
