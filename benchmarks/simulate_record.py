@@ -20,6 +20,7 @@ from redraft.server.engine.costs import CostTable
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.measure_costs import Measurement
 from redraft.server.engine.pace import Pace, Pacer
+from redraft.server.engine.rows_plan import MIN_ROWS
 from redraft.server.engine.sequence import Sequence as Running
 from redraft.server.engine.types import RedraftError, Request, SamplingParams
 
@@ -34,7 +35,8 @@ class _Watching(Pacer):
     def step(self, decoding: Sequence[Running], prefilling: Sequence[Running]) -> Pace:
         """As much prefill as there is room for; no nodes, but a draft."""
         waiting = sum(sequence.to_prefill for sequence in prefilling)
-        return Pace(0, bool(decoding), min(waiting, self.most_rows - len(decoding)))
+        taken = max(len(decoding), MIN_ROWS) if decoding else 0
+        return Pace(0, bool(decoding), min(waiting, self.most_rows - taken))
 
     def proposed(self, request_id: str, proposal: Proposal) -> None:
         """Keep it."""

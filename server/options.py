@@ -160,7 +160,7 @@ CudaGraphs = Annotated[
     bool,
     typer.Option(
         envvar="REDRAFT_CUDA_GRAPHS",
-        help="On a GPU, record rounds as CUDA graphs and launch each as one. Without, they take longer and need "
+        help="On a GPU, record passes as CUDA graphs and launch each as one. Without, they take longer and need "
         "somewhat less memory.",
     ),
 ]

@@ -17,6 +17,7 @@ from redraft.kernels.accept import Committed
 from redraft.kernels.adjust import PRODUCED, Bias, MinTokens, Penalties, adjust, count_committed
 from redraft.kernels.rows import Rows
 from redraft.server.engine.sequence import Sequence
+from redraft.server.engine.staging import pinned, staged
 from redraft.server.engine.types import MAX_LOGIT_BIAS, MAX_STOP_TOKENS, SamplingParams
 
 
@@ -104,7 +105,7 @@ class Adjusting:
 
     def _set_ends(self, slot: int, ends: tuple[int, ...]) -> None:
         missing = self.ends.shape[1] - len(ends)
-        self.ends[slot] = torch.tensor([*ends, *[-1] * missing]).to(self.device, non_blocking=True)
+        self.ends[slot].copy_(staged([*ends, *[-1] * missing], torch.int64, self.device), non_blocking=True)
 
     def _set_penalties(self, slot: int, params: SamplingParams, sequence: Sequence) -> None:
         self.penalties = self.penalties or self._new_penalties()
@@ -115,14 +116,14 @@ class Adjusting:
             prompt = len(sequence.request.prompt)
             count = torch.bincount(torch.tensor(sequence.tokens[prompt:], dtype=torch.int64), minlength=self.vocab)
             count.mul_(PRODUCED)[torch.tensor(sequence.request.prompt)] += 1
-            self.penalties.count[slot] = count.to(self.device, torch.int32, non_blocking=True)
+            self.penalties.count[slot].copy_(pinned(count.to(torch.int32), self.device), non_blocking=True)
 
     def _set_bias(self, slot: int, bias: tuple[tuple[int, float], ...]) -> None:
         self.bias = self.bias or self._new_bias()
         first = bias[:1] or ((0, 0.0),)
         tokens, values = zip(*bias, *first * (MAX_LOGIT_BIAS - len(bias)), strict=True)
-        self.bias.token[slot] = torch.tensor(tokens).to(self.device, non_blocking=True)
-        self.bias.value[slot] = torch.tensor(values, dtype=torch.float32).to(self.device, non_blocking=True)
+        self.bias.token[slot].copy_(staged(tokens, torch.int64, self.device), non_blocking=True)
+        self.bias.value[slot].copy_(staged(values, torch.float32, self.device), non_blocking=True)
 
 
 def _until(sequence: Sequence) -> int:

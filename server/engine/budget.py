@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from redraft.server.engine.rows_plan import BUCKETS, row_bucket
+from redraft.server.engine.rows_plan import BUCKETS, pass_sizes
 
 MARGIN = 0.02
 """Drafting must promise so much more than plain decoding to be chosen: it is never to be slower."""
@@ -32,6 +32,7 @@ def best_nodes(
     most_rows: int,
     prefill: int = 0,
     per_second: float | None = None,
+    recorded: int = 0,
 ) -> Choice:
     """The number of nodes for a round of ``len(rates)`` requests.
 
@@ -42,19 +43,22 @@ def best_nodes(
         prefill: rows of prefill in the same pass.
         per_second: what a second is worth in tokens, where it is known: with prefill the rate of rounds without, since
             a second that prefill is held up is a second lost to rounds.  None: tokens over seconds are made the most.
+        recorded: as ``pass_sizes`` has it.
     """
     requests = len(rates)
     gains = sorted((rate for own in rates for rate in own), reverse=True)
-    base = seconds(row_bucket(requests + prefill), False)
+    base = seconds(sum(pass_sizes(requests, prefill, recorded)), False)
+    # nodes that fill a size: of the whole pass, or of the rows to verify where these are padded by themselves
+    filled = 0 if recorded else prefill
     best, plain = Choice(0, requests / base, base), 0.0
     if per_second is not None:
         plain = requests - per_second * base
     bar, worth = requests / base * (1 + MARGIN), plain + MARGIN * requests
     for rows in BUCKETS:
-        nodes = min(rows - requests - prefill, len(gains))
-        if nodes < 1 or rows > most_rows:
+        nodes = min(rows - requests - filled, len(gains))
+        if nodes < 1 or rows + prefill - filled > most_rows:
             continue
-        took = seconds(row_bucket(requests + prefill + nodes), True)
+        took = seconds(sum(pass_sizes(requests + nodes, prefill, recorded)), True)
         tokens = requests + sum(gains[:nodes])
         if per_second is None and tokens / took > bar:
             bar, best = tokens / took, Choice(nodes, tokens / took, base)

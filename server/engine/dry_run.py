@@ -8,6 +8,7 @@ a fifth of it stays free.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from dataclasses import replace
 
 import torch
@@ -15,9 +16,9 @@ import torch
 from redraft.drafts.base import Drafter
 from redraft.kernels.attention import MakeAttention
 from redraft.server.engine.adjusting import Stages
-from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
-from redraft.server.engine.rows_plan import row_bucket
+from redraft.server.engine.rows_plan import RECORDED, row_bucket
 from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -41,26 +42,40 @@ def workspace(
     make_attention: MakeAttention,
     most_rows: int,
     *,
-    graphs: bool,
+    recorded: int,
     taken: Taken,
 ) -> int:
     """Bytes that the largest passes of ``most_rows`` rows take; ``state``, of ``PAGES`` pages, is spoilt.
 
-    ``graphs``: rounds are recorded too, with memory of their own.  Raises ``RedraftError`` if there is too little.
+    ``recorded``: rounds are recorded too, and passes with prefill up to so many rows, with memory of their own; 0:
+    nothing is.  Raises ``RedraftError`` if there is too little.
     """
 
-    def rounds() -> None:
-        for plan in round_plans(state, drafter, most_rows):
-            _begin(state, plan.requests)
-            run_round(state, target, drafter, plan, make_attention)
+    def run(plan: Plan, chunks: Many[Chunk]) -> None:
+        _begin(state, plan.requests)
+        state.prefill.write(chunks, plan.prefill)
+        parts = state, target, drafter, plan, make_attention
+        if plan.rows:
+            run_round(*parts, None, chunks)
+        else:
+            run_prefill(*parts, chunks)
 
     def everything() -> None:
-        rounds()
-        _begin(state, 0)
-        run_prefill(state, target, drafter, prefill_plan(state, most_rows), make_attention)
+        rows = row_bucket(most_rows)
+        for plan in round_plans(state, drafter, most_rows, rows):
+            run(plan, _chunks(state, plan.prefill, plan.requests))
+        run(prefill_plan(state, rows), _chunks(state, most_rows, 0))
+
+    def recordings() -> None:
+        for plan in round_plans(state, drafter, most_rows, recorded):
+            run(plan, ())
+        # graphs share memory, but what was too small for a larger one remains: each size, the smallest first
+        for rows in RECORDED:
+            if rows <= recorded:
+                run(prefill_plan(state, rows), ())
 
     try:
-        return taken(everything) + (taken(rounds) if graphs else 0) + SPARE
+        return taken(everything) + (taken(recordings) if recorded else 0) + SPARE
     except torch.OutOfMemoryError as error:
         raise RedraftError(
             f"there is no memory for passes of {most_rows} rows beside the weights: {str(error).splitlines()[0]} "
@@ -68,8 +83,11 @@ def workspace(
         ) from None
 
 
-def round_plans(state: DeviceState, drafter: Drafter, most_rows: int) -> Iterator[Plan]:
-    """The largest round, of all slots, and the largest beside prefill, of all but one; all ask for everything."""
+def round_plans(state: DeviceState, drafter: Drafter, most_rows: int, beside: int) -> Iterator[Plan]:
+    """The largest round, of all slots, and the largest beside prefill, of all but one; all ask for everything.
+
+    ``most_rows`` of requests' trees; ``beside``: rows of the pass with prefill, if there is room for any in it.
+    """
     forced, each = state.forced.shape[1], 1 + drafter.max_nodes
     for requests in {state.slots, max(state.slots - 1, 1)}:
         # what grammars force comes on top
@@ -85,18 +103,16 @@ def round_plans(state: DeviceState, drafter: Drafter, most_rows: int) -> Iterato
             capped=True,
             forced=forced > 0,
         )
-        rest = row_bucket(most_rows) - rows
         if requests == state.slots:
             yield alone
-        elif rest > 0:
-            yield replace(alone, chunks=_chunks(state, rest, requests), prefill=rest)
+        elif beside > rows:
+            yield replace(alone, prefill=beside - rows, prefill_bound=state.positions)
 
 
-def prefill_plan(state: DeviceState, most_rows: int) -> Plan:
-    """The largest pass of prompts, with log-probabilities of all their tokens."""
-    chunks = _chunks(state, most_rows, 0)
+def prefill_plan(state: DeviceState, rows: int) -> Plan:
+    """A pass of prompts of ``rows`` rows, the end of the longest text among them."""
     return Plan(
-        0, 0, 0, sampled=False, filtered=False, drafting=False, chunks=chunks, prefill=row_bucket(most_rows)
+        0, 0, 0, sampled=False, filtered=False, drafting=False, prefill=rows, prefill_bound=state.positions
     )  # fmt: skip
 
 

@@ -17,19 +17,18 @@ import torch
 from redraft.drafts.base import Drafter
 from redraft.kernels.attention import MakeAttention
 from redraft.kernels.logprobs import Logprobs
-from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Graphs
 from redraft.server.engine.guiding import TreeMasks, force, is_guided, obeyed
 from redraft.server.engine.pace import Pace, Pacer
-from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.planning import is_scored, make_plan
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.progress import say
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
 from redraft.server.engine.recording import MakeRecorder
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
-from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
-from redraft.server.engine.scores import Asked, PromptScores, scored_prompt
+from redraft.server.engine.scores import PromptScores, scored_prompt
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -52,7 +51,7 @@ class Engine:
         grammars: Grammars,
         make_recorder: MakeRecorder | None = None,
     ) -> None:
-        """``make_recorder`` is for graphs of rounds; without it every round is launched op by op."""
+        """``make_recorder`` is for graphs of passes; without it every pass is launched op by op."""
         self.info = info
         self.target = target
         self.state = state
@@ -63,7 +62,7 @@ class Engine:
         # a GPU's results are read one round behind, so that launching never waits for them
         self.lag = 1 if state.device.type == "cuda" else 0
         self.pending: deque[PendingRound] = deque()
-        self.graphs = Graphs(self._round, make_recorder, state.slots, state.positions)
+        self.graphs = Graphs(self._run, make_recorder, state.slots, state.positions)
         self.prompt_scores = PromptScores()
         self.drafter = drafter
 
@@ -128,13 +127,8 @@ class Engine:
         decoding = self.scheduler.decoding()
         pace = self.pacer.step(decoding, self.scheduler.prefilling())
         chunks = self.scheduler.prefill(pace.prefill)
-        scored: Many[Logprobs | None] = ()
-        if decoding:
-            scored = self._launch(decoding, pace, chunks)
-        elif chunks:
-            plan = self._plan((), pace, chunks)
-            scored = run_prefill(self.state, self.target, self.drafter, plan, self.make_attention)
-        for chunk, scores in zip(chunks, scored, strict=True):
+        scored = self._launch(decoding, pace, chunks) if decoding or chunks else ()
+        for chunk, scores in zip(chunks, scored or [None] * len(chunks), strict=True):
             if scores is not None:
                 self.prompt_scores.found(chunk.sequence.request.request_id, chunk.start, scores)
             chunk.sequence.prefilled(chunk.count)
@@ -198,49 +192,39 @@ class Engine:
             if sequence.prompt_seconds is None and sequence.begun is not None:
                 sequence.prompt_seconds = time.perf_counter() - sequence.begun
 
-    def _launch(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk]) -> Many[Logprobs | None]:
-        """Start a round; returns scores of what it prefills, by chunk."""
+    def _launch(self, decoding: Many[Sequence], pace: Pace, prefill: Many[PrefillChunk]) -> Many[Logprobs | None]:
+        """Start a pass; returns scores of what it prefills, by chunk, or nothing where nobody asked."""
         guided = is_guided(decoding)
         forced = force(self.state, decoding, self.pacer.allowed, self.drafter.max_nodes) if guided else 0
-        plan = self._plan(decoding, pace, chunks, forced)
+        chunks = [Chunk(c.sequence.running_slot, c.start, c.count, scored_prompt(c.sequence)) for c in prefill]
+        unread = len(self.pending) * self.scheduler.tree_rows
+        drafted, eos = self.drafter.max_nodes, self.state.eos
+        plan = make_plan(self.pacer, decoding, pace, chunks, proposed=drafted, eos=eos, unread=unread, forced=forced)
+        if chunks:
+            self.state.prefill.write(chunks, plan.prefill)
         if len(decoding) > 1 and pace.drafting:
-            trust = torch.ones(self.state.slots + 1)
-            for sequence in decoding:
-                trust[sequence.running_slot] = self.pacer.acceptance.trust(sequence.request.request_id)
-            self.state.trust.copy_(trust, non_blocking=True)
-        prefill = sum(chunk.count for chunk in chunks)
-        start = chunks[0].start if chunks else 0
-        work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, prefill, start)
+            acceptance = self.pacer.acceptance
+            self.state.set_trust({s.running_slot: acceptance.trust(s.request.request_id) for s in decoding})
+        count, start = sum(chunk.count for chunk in chunks), chunks[0].start if chunks else 0
+        work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, count, start)
         watch = Stopwatch(self.state.device)
         masks = TreeMasks(decoding, self.grammars.words) if guided else None
-        ran, usual = (self._round(plan, masks), True) if guided else self.graphs(plan)
+        by_op = guided or is_scored(chunks)
+        (ran, scores), usual = (self._run(plan, masks, chunks), True) if by_op else self.graphs(plan)
         watch.stop()
-        self.pending.append(read_back(decoding, work, watch if usual else None, ran, masks, pace.plain))
-        return ran.prompts
+        if ran is not None:
+            self.pending.append(read_back(decoding, work, watch if usual else None, ran, masks, pace.plain))
+        return scores
 
-    def _round(self, plan: Plan, masks: TreeMasks | None = None) -> Ran:
-        return run_round(self.state, self.target, self.drafter, plan, self.make_attention, masks)
-
-    def _plan(self, decoding: Many[Sequence], pace: Pace, chunks: Many[PrefillChunk], forced: int = 0) -> Plan:
-        params = [sequence.request.params for sequence in decoding]
-        prefill = sum(chunk.count for chunk in chunks)
-        rows = max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0
-        total = row_bucket(rows + prefill)
-        unread = len(self.pending) * self.scheduler.tree_rows
-        return Plan(
-            rows=rows if chunks else total,
-            requests=len(decoding),
-            context_bound=max((len(sequence.tokens) for sequence in decoding), default=0) + unread,
-            sampled=any(p.temperature > 0 for p in params),
-            filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params),
-            stages=Stages.of(decoding, self.state.eos),
-            asked=Asked.by(decoding),
-            drafting=pace.drafting,
-            capped=any(self.pacer.allowed(sequence) < self.drafter.max_nodes for sequence in decoding),
-            forced=forced > 0,
-            chunks=tuple(Chunk(c.sequence.running_slot, c.start, c.count, scored_prompt(c.sequence)) for c in chunks),
-            prefill=total - rows if chunks else 0,
-        )
+    def _run(
+        self, plan: Plan, masks: TreeMasks | None = None, chunks: Many[Chunk] = ()
+    ) -> tuple[Ran | None, Many[Logprobs | None]]:
+        """A pass, op by op: what came of the round, if anybody decodes, and scores of ``chunks``."""
+        parts = self.state, self.target, self.drafter, plan, self.make_attention
+        if not plan.rows:
+            return None, run_prefill(*parts, chunks)
+        ran = run_round(*parts, masks, chunks)
+        return ran, ran.prompts
 
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:
         outcomes = pending.outcomes(list(self.scheduler.running.values()))

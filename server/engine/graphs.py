@@ -1,10 +1,12 @@
-"""Rounds as CUDA graphs: recorded once for each kind of round, then launched as one.
+"""Passes as CUDA graphs: recorded once for each kind of pass, then launched as one.
 
-A round reads and writes tensors that exist from the start and asks the device nothing, so what the host decides of it
-(its ``Plan``) names the graph.  Plans are rounded up to few kinds; that changes no bit of the output, only how many
-rows pad a pass and how far the context could reach.  A kind is run as it is the first time, which compiles what it
-needs, and recorded the second time.  Never recorded: rounds with prefill or a grammar, which have work for the host,
-and those that tell log-probabilities, of which there are as many kinds as sets of slots.
+A pass reads and writes tensors that exist from the start and asks the device nothing, so what the host decides of it
+(its ``Plan``) names the graph.  What is prefilled is not part of that, but written to the device before
+(prefill_table.py).  Plans are rounded up to few kinds; that changes no bit of the output, only how many rows pad a pass
+and how far the context could reach.  A kind is run as it is the first time, which compiles what it needs, and recorded
+the second time.  Never recorded: passes with a grammar or with scores of prompts, which have work for the host; those
+that tell log-probabilities, of which there are as many kinds as sets of slots; and large ones with prefill
+(rows_plan.py).
 """
 
 from __future__ import annotations
@@ -18,38 +20,50 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.progress import say
 from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded
 from redraft.server.engine.round import Plan
+from redraft.server.engine.rows_plan import MOST_RECORDED
 
 T = TypeVar("T")
 
 MOST_GRAPHS = 64
-"""Kept at once; the one that was not used for longest makes room, and its kind has to come twice again."""
+"""Kept at once of rounds alone, and as many of passes with prefill; the one that was not used for longest makes room
+among its like, and its kind has to come twice again."""
 MOST_SEEN = 1024
 """Kinds remembered that came once; the one that came first makes room."""
+LEAST_BOUND = 8 * PAGE
+"""Of passes with prefill: what a bound costs is room for attention's partial results, and looking texts up."""
 
 
 def rounded(plan: Plan, slots: int, positions: int) -> Plan:
     """``plan`` with bounds that many rounds share: no lower, and no higher than ``slots`` and ``positions`` allow.
 
-    Of context bounds there are four to each doubling, whole pages all.
+    Context bounds are whole pages, four sizes to a doubling, requests powers of two.  With prefill, which has sizes of
+    its own, all bounds are one, and that a power of two, and of requests there are powers of four.
     """
-    pages = -(-plan.context_bound // PAGE)
-    step = 1 << max(pages.bit_length() - 3, 0)
-    bound = -(-pages // step) * step * PAGE
-    requests = 1 << (plan.requests - 1).bit_length() if plan.requests else 0
-    return replace(
-        plan,
-        context_bound=max(min(bound, positions), plan.context_bound),
-        requests=max(min(requests, slots), plan.requests),
-    )
+    doublings = (plan.requests - 1).bit_length() if plan.requests else 0
+    if plan.prefill:
+        bound = _bound(max(plan.context_bound, plan.prefill_bound, LEAST_BOUND), positions, 1)
+        plan = replace(plan, context_bound=bound if plan.requests else 0, prefill_bound=bound)
+        doublings += doublings % 2
+    else:
+        plan = replace(plan, context_bound=_bound(plan.context_bound, positions, 4))
+    requests = min(1 << doublings, slots) if plan.requests else 0
+    return replace(plan, requests=max(requests, plan.requests))
+
+
+def _bound(bound: int, positions: int, to_a_doubling: int) -> int:
+    """``bound`` in whole pages, up to one of the sizes of which there are ``to_a_doubling``, a power of two."""
+    pages = -(-bound // PAGE)
+    step = 1 << max((pages - 1).bit_length() - to_a_doubling.bit_length(), 0)
+    return max(min(-(-pages // step) * step * PAGE, positions), bound)
 
 
 class Graphs(Generic[T]):
-    """Runs rounds, by graph where it has one."""
+    """Runs passes, by graph where it has one."""
 
     def __init__(
         self, run: Callable[[Plan], T], make_recorder: MakeRecorder | None, slots: int, positions: int
     ) -> None:
-        """``run`` a round as it is; without ``make_recorder`` all of them are.
+        """``run`` a pass as it is; without ``make_recorder`` all of them are.
 
         A recorder is made for as long as graphs are kept, and gives its memory back with them.  ``slots`` and
         ``positions`` bound what plans are rounded to.
@@ -64,8 +78,8 @@ class Graphs(Generic[T]):
         """Why nothing is recorded any more."""
 
     def __call__(self, plan: Plan) -> tuple[T, bool]:
-        """Run ``plan``'s round; and whether it was run as further ones of its kind will be."""
-        if self.make_recorder is None or self.failure is not None or plan.chunks or plan.asked.slots:
+        """Run ``plan``'s pass; and whether it was run as further ones of its kind will be."""
+        if self.make_recorder is None or self.failure is not None or not _recordable(plan):
             return self.run(plan), True
         plan = rounded(plan, self.slots, self.positions)
         if plan in self.recorded:
@@ -89,14 +103,19 @@ class Graphs(Generic[T]):
         return had
 
     def _record(self, plan: Plan, recorder: Recorder) -> Callable[[], T]:
-        while len(self.recorded) >= MOST_GRAPHS:
-            self.recorded.popitem(last=False)
+        like = [other for other in self.recorded if bool(other.prefill) == bool(plan.prefill)]
+        for least_used in like[: max(len(like) + 1 - MOST_GRAPHS, 0)]:
+            del self.recorded[least_used]
         try:
             replay = self.recorded[plan] = recorded(recorder, lambda: self.run(plan))
         except RecordingError as error:
             self.failure = str(error)
-            say(f"rounds cannot be recorded as CUDA graphs and are launched op by op, which is slower: {error}")
+            say(f"passes cannot be recorded as CUDA graphs and are launched op by op, which is slower: {error}")
             self.forget()
             return lambda: self.run(plan)
         del self.seen[plan]
         return replay
+
+
+def _recordable(plan: Plan) -> bool:
+    return not plan.asked.slots and (not plan.prefill or plan.rows + plan.prefill <= MOST_RECORDED)

@@ -82,10 +82,12 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         kv_dtype,
         slots=config.max_num_seqs,
         tree_rows=tree_rows,
+        prefill=rows_plan.prefill_room(most_rows),
         context=choice.context,
         forced=forced,
     )
-    graphs = device.type == "cuda" and config.cuda_graphs
+    make_recorder = cuda_recorder if device.type == "cuda" and config.cuda_graphs else None
+    recorded = rows_plan.recorded_rows(most_rows) if make_recorder else 0
     with torch.inference_mode():
         weights = load_weights(folder, spec, device, dtype)
         positions = sizes.max_model_len + tree_rows
@@ -97,14 +99,15 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
             kernels += f", attention in {'Triton' if HAS_TRITON else 'torch'}"
         if taken := TAKEN.get(device.type):
             small = make_state(pages=dry_run.PAGES, max_model_len=sizes.max_model_len)
-            needed = dry_run.workspace(small, target, drafter, make_attention, most_rows, graphs=graphs, taken=taken)
+            needed = dry_run.workspace(
+                small, target, drafter, make_attention, most_rows, recorded=recorded, taken=taken
+            )
             del small
             sizes = fitting(workspace=needed)
         state = make_state(pages=sizes.pages, max_model_len=sizes.max_model_len)
         notes = [why_device, why_dtype, choice.why, f"kernels: {kernels}"]
         differing = differences(target, make_attention) if config.self_check else []
         notes.append(report(differing) if config.self_check else "self-check: left out")
-        make_recorder = cuda_recorder if device.type == "cuda" and config.cuda_graphs else None
         costs = None
         if config.measure_costs:
             launched = "op by op" if make_recorder is None else "by graph"
@@ -132,7 +135,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
     )
     scheduler = Scheduler(config.max_num_seqs, sizes.pages, sizes.max_model_len, tree_rows, reuse=config.prefix_caching)
     most_nodes = choice.candidates if config.max_nodes is None else choice.nodes
-    pacer = Pacer(most_rows, most_nodes, config.speculation, costs)
+    pacer = Pacer(most_rows, most_nodes, config.speculation, costs, recorded)
     grammars = Grammars(folder / "tokenizer.json", spec.vocab, state.eos)
     return Engine(info, target, drafter, state, scheduler, make_attention, pacer, grammars, make_recorder)
 

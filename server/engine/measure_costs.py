@@ -20,7 +20,8 @@ from redraft.drafts.base import Bounds, Drafter
 from redraft.kernels.attention import MakeAttention
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.costs import CostTable, read_table
-from redraft.server.engine.prefill_rows import Chunk, prefill_rows
+from redraft.server.engine.prefill_rows import prefill_rows
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.recording import MakeRecorder, RecordingError, recorded
 from redraft.server.engine.round import Plan, forward_rows, run_round
 from redraft.server.engine.rows_plan import BUCKETS, row_bucket
@@ -134,7 +135,9 @@ class Measurement:
         return max(first - few * per_row, 0.0), per_row
 
     def _pass(self, start: int, count: int) -> Callable[[], object]:
-        rows = prefill_rows(self.state, [Chunk(0, start, count)], count)
+        """A target's pass, to be run before another is made: it reads what is written here."""
+        self.state.prefill.write([Chunk(0, start, count)], count)
+        rows = prefill_rows(self.state, count)
 
         def run() -> object:
             hidden = forward_rows(self.state, self.target, self.drafter, rows, start + count, self.make_attention)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from redraft.server.engine.acceptance import Acceptance, Proposal
 from redraft.server.engine.budget import best_nodes, prefill_rows
 from redraft.server.engine.costs import Costs, PlainCost, Work
-from redraft.server.engine.rows_plan import MIN_ROWS, row_bucket
+from redraft.server.engine.rows_plan import MIN_ROWS, pass_sizes
 from redraft.server.engine.sequence import Sequence
 
 PROBING = 0.005
@@ -48,13 +48,16 @@ class Pace:
 class Pacer:
     """Decides and learns for one engine."""
 
-    def __init__(self, most_rows: int, most_nodes: int, speculation: str, costs: Costs | None) -> None:
+    def __init__(
+        self, most_rows: int, most_nodes: int, speculation: str, costs: Costs | None, recorded: int = 0
+    ) -> None:
         """``most_rows`` of a step, ``most_nodes`` of a request and round that the draft proposes.
 
         ``speculation`` is ``auto``, ``off`` or a number of nodes for every request.  Without ``costs`` every request
-        gets what it may have, and prefill all rows there are.
+        gets what it may have, and prefill all rows there are.  ``recorded``: as ``pass_sizes`` has it.
         """
         self.most_rows = most_rows
+        self.recorded = recorded
         self.most_nodes = 0 if speculation == "off" else most_nodes
         self.proposed_nodes = most_nodes
         """Of the draft in use, which a benchmark may exchange."""
@@ -92,12 +95,10 @@ class Pacer:
         prefill = self._prefill(decoding, choice.nodes, prefilling, room)
         if prefill:
             timer = self._timer(decoding, prefill, start)
-            choice = best_nodes(rates, timer, self.most_rows, prefill, choice.tokens_per_second)
+            choice = best_nodes(rates, timer, self.most_rows, prefill, choice.tokens_per_second, self.recorded)
         plain = PlainCost(choice.plain_seconds, further)
         if choice.nodes == 0 and most > 0 and self._may_try(decoding, prefill):
-            # rows that padding would fill cost nothing
-            taken = max(requests, MIN_ROWS) + prefill
-            return Pace(min(row_bucket(taken), self.most_rows) - requests - prefill, True, prefill, plain)
+            return Pace(self._spare(requests, prefill), True, prefill, plain)
         if choice.nodes > 0 and self.since_plain >= 1 / PROBING:
             return Pace(prefill=prefill, plain=plain)
         return Pace(choice.nodes, choice.nodes > 0, prefill, plain)
@@ -148,7 +149,7 @@ class Pacer:
         stall = STALL + (len(prefilling) - 1) / len(decoding)
 
         def seconds(rows: int) -> float:
-            return self._timer(decoding, rows, start)(row_bucket(taken + rows), nodes > 0)
+            return self._timer(decoding, rows, start)(self._padded(taken, rows), nodes > 0)
 
         return prefill_rows(seconds, waiting, most, stall, LEAST_PREFILL)
 
@@ -156,8 +157,8 @@ class Pacer:
         if self.costs is None:
             return None
         requests = len(decoding)
-        further = self._timer(decoding)(row_bucket(requests), False)
-        return PlainCost(self._timer(decoding, prefill, start)(row_bucket(requests + prefill), False), further)
+        further = self._timer(decoding)(self._padded(requests, 0), False)
+        return PlainCost(self._timer(decoding, prefill, start)(self._padded(requests, prefill), False), further)
 
     def _timer(self, decoding: Many[Sequence], prefill: int = 0, start: int = 0) -> Callable[[int, bool], float]:
         """What a step takes, by its rows and whether there is a draft."""
@@ -165,8 +166,19 @@ class Pacer:
         assert costs is not None
         return lambda rows, drafting: costs.seconds(self.work(decoding, rows, drafting, prefill, start))
 
+    def _padded(self, rows: int, prefill: int) -> int:
+        return sum(pass_sizes(rows, prefill, self.recorded))
+
+    def _spare(self, requests: int, prefill: int) -> int:
+        """Nodes that cost nothing, for padding would fill their rows."""
+        rows = max(requests, MIN_ROWS)
+        verified, padded = pass_sizes(rows, prefill, self.recorded)
+        if not self.recorded:
+            verified += padded - prefill
+        return min(verified, self.most_rows - prefill) - requests
+
     def _may_try(self, decoding: Many[Sequence], prefill: int) -> bool:
-        rows, seconds = row_bucket(len(decoding) + prefill), self._timer(decoding, prefill)
+        rows, seconds = self._padded(len(decoding), prefill), self._timer(decoding, prefill)
         price = seconds(rows, True) - seconds(rows, False)
         if self.saved < price:
             return False

@@ -6,8 +6,7 @@ this one.  So it needs no path, and chunks may begin and end anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,40 +16,20 @@ from redraft.kernels.rows import Rows
 from redraft.server.engine.state import DeviceState
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """``count`` tokens of a slot from position ``start``; all known on the host."""
-
-    slot: int
-    start: int
-    count: int
-    scored: int | None = None
-    """How many of the likeliest tokens to name, if the log-probabilities of the tokens behind the rows are wanted."""
-
-
-def prefill_rows(state: DeviceState, chunks: Sequence[Chunk], padded: int) -> Rows:
-    """Rows of ``chunks``, of different slots and one behind the other, padded to ``padded``."""
-    device, trash = state.device, state.slots
-    slots, positions = list[int](), list[int]()
-    first_row, row_count = [0] * (trash + 1), [0] * (trash + 1)
-    for chunk in chunks:
-        first_row[chunk.slot], row_count[chunk.slot] = len(slots), chunk.count
-        slots += [chunk.slot] * chunk.count
-        positions += range(chunk.start, chunk.start + chunk.count)
-    missing = padded - len(slots)
-    slot = torch.tensor(slots + [trash] * missing, device=device)
-    position = torch.tensor(positions + [0] * missing, device=device)
+def prefill_rows(state: DeviceState, padded: int) -> Rows:
+    """The ``padded`` rows that ``state.prefill`` was written with last; good until it is written again."""
+    slot, position, first_row, row_count = state.prefill.read(padded)
     nothing = torch.zeros_like(slot)
     return Rows(
-        token=torch.where(slot < trash, state.tokens[slot, position], 0),
+        token=state.tokens[slot, position] * (slot < state.slots),
         slot=slot,
         position=position,
         depth=nothing,
-        parent=torch.arange(padded, device=device),
+        parent=torch.arange(padded, device=state.device),
         index=nothing,
         path=nothing.unsqueeze(1),
-        first_row=torch.tensor(first_row, device=device),
-        row_count=torch.tensor(row_count, device=device),
+        first_row=first_row,
+        row_count=row_count,
     )
 
 

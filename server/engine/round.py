@@ -27,7 +27,8 @@ from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample
 from redraft.server.engine.adjusting import NOTHING, Stages
 from redraft.server.engine.config import PAGE
-from redraft.server.engine.prefill_rows import Chunk, join, prefill_rows
+from redraft.server.engine.prefill_rows import join, prefill_rows
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.scores import NOBODY, Asked, RoundScores, prompt_scores, round_scores
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -50,7 +51,7 @@ class Allow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the host decides of a step, from what it knew before it."""
+    """What the host decides of a step, from what it knew before it; and the name of its graph (graphs.py)."""
 
     rows: int
     """Rows to verify, roots included; the drafts' best nodes fill what the roots leave.  0: nobody decodes."""
@@ -72,9 +73,10 @@ class Plan:
     """Some request may have fewer nodes than a draft proposes."""
     forced: bool = False
     """A grammar leaves some request no choice for a while (``state.forced``)."""
-    chunks: Many[Chunk] = ()
-    """What is prefilled in the same pass, and how many rows it takes with padding."""
     prefill: int = 0
+    """Rows of prefill in the same pass, padding included; ``DeviceState.prefill`` says which they are."""
+    prefill_bound: int = 0
+    """All of them lie before this position."""
 
 
 class Ran(NamedTuple):
@@ -86,7 +88,7 @@ class Ran(NamedTuple):
     scores: RoundScores | None = None
     """For those who asked."""
     prompts: Many[Logprobs | None] = ()
-    """By chunk of the plan, of the token behind each of its rows; None where nobody asked."""
+    """By chunk that ``run_round`` was told of, of the token behind each of its rows; None where nobody asked."""
 
 
 def run_round(
@@ -96,10 +98,11 @@ def run_round(
     plan: Plan,
     make_attention: MakeAttention,
     allow: Allow | None = None,
+    chunks: Many[Chunk] = (),
 ) -> Ran:
     """Run one round for all active slots; ``state`` is advanced in place.
 
-    ``allow``: given where some request has a grammar.
+    ``allow``: given where some request has a grammar.  ``chunks``: what is prefilled, where some of it is to be scored.
     """
     bounds = Bounds(plan.context_bound, plan.requests, plan.sampled)
     tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
@@ -108,9 +111,9 @@ def run_round(
     score = _weighed(state, tree, plan)
     rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
     every, bound = rows, plan.context_bound + tree.token.shape[1]
-    if plan.chunks:
-        every = join(rows, prefill_rows(state, plan.chunks, plan.prefill))
-        bound = max(bound, max(chunk.start + chunk.count for chunk in plan.chunks))
+    if plan.prefill:
+        every = join(rows, prefill_rows(state, plan.prefill))
+        bound = max(bound, plan.prefill_bound)
     if allow is not None:
         allow.see(rows)
     hidden = forward_rows(state, target, drafter, every, bound, make_attention)
@@ -125,7 +128,7 @@ def run_round(
         if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, rows, committed, PAGE)
     scores = round_scores(logits, choice, committed, plan.asked) if plan.asked.slots else None
-    return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], plan.chunks))
+    return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], chunks))
 
 
 def _without(rows: Rows, left_out: Tensor | None) -> Rows:
@@ -134,13 +137,17 @@ def _without(rows: Rows, left_out: Tensor | None) -> Rows:
 
 
 def run_prefill(
-    state: DeviceState, target: Target, drafter: Drafter, plan: Plan, make_attention: MakeAttention
+    state: DeviceState,
+    target: Target,
+    drafter: Drafter,
+    plan: Plan,
+    make_attention: MakeAttention,
+    chunks: Many[Chunk] = (),
 ) -> list[Logprobs | None]:
-    """A pass of prefill alone; returns what ``Ran.prompts`` is."""
-    rows = prefill_rows(state, plan.chunks, plan.prefill)
-    bound = max(chunk.start + chunk.count for chunk in plan.chunks)
-    hidden = forward_rows(state, target, drafter, rows, bound, make_attention)
-    return prompt_scores(state, target, hidden, plan.chunks)
+    """A pass of prefill alone; returns what ``Ran.prompts`` is, of ``chunks`` as ``run_round`` has them."""
+    rows = prefill_rows(state, plan.prefill)
+    hidden = forward_rows(state, target, drafter, rows, plan.prefill_bound, make_attention)
+    return prompt_scores(state, target, hidden, chunks)
 
 
 def _weighed(state: DeviceState, tree: Candidates, plan: Plan) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redraft.kernels.accept import Committed
 from redraft.kernels.logprobs import CHUNK, Logprobs, logprobs
-from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState

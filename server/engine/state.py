@@ -1,10 +1,12 @@
 """The engine's state on the device: everything a round reads and writes, allocated once.
 
-Only ``admit``, ``activate`` and ``release`` write from the host, and only values the host knows (prompts, limits,
-parameters, pages); what rounds commit stays on the device until it is read back.
+Only ``admit``, ``activate``, ``release`` and the like write from the host, and only values the host knows (prompts,
+limits, parameters, pages, what to prefill); what rounds commit stays on the device until it is read back.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,7 +16,9 @@ from redraft.drafts.base import NO_CONTEXT, Context, DraftState
 from redraft.kernels.sample import SamplingTable
 from redraft.server.engine.adjusting import Adjusting
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.prefill_table import PrefillTable
 from redraft.server.engine.sequence import Sequence
+from redraft.server.engine.staging import staged
 from redraft.server.engine.target.spec import TargetSpec
 
 
@@ -31,10 +35,11 @@ class DeviceState:
         pages: int,
         max_model_len: int,
         tree_rows: int,
+        prefill: int = 0,
         context: Context = NO_CONTEXT,
         forced: int = 0,
     ) -> None:
-        """``forced``: most tokens that a grammar may draft for a request in a round."""
+        """``prefill``: most rows of prefill in a pass; ``forced``: most tokens that a grammar may draft in a round."""
         self.slots = slots
         self.device = device
 
@@ -64,6 +69,8 @@ class DeviceState:
         """[S+1] what a draft's scores are multiplied with, so that those of several requests can be compared."""
         self.forced = torch.full((slots + 1, forced), -1, device=device)
         """[S+1, F] int64 tokens about which a grammar leaves no choice, -1 behind them."""
+        self.prefill = PrefillTable(slots, prefill, device)
+        """What the next pass prefills."""
         self.eos = tuple(token for token in spec.eos_token_ids if 0 <= token < spec.vocab)
         """The target's own end tokens."""
         self.adjusting = Adjusting(slots, spec.vocab, len(self.eos), device)
@@ -88,8 +95,8 @@ class DeviceState:
         ``nodes``: most drafted nodes that it may have verified in a round.
         """
         slot, params = sequence.running_slot, sequence.request.params
-        text = torch.tensor(sequence.tokens, dtype=torch.int64)
-        self.tokens[slot, : len(text)] = text.to(self.device, non_blocking=True)
+        text = staged(sequence.tokens, torch.int64, self.device)
+        self.tokens[slot, : len(text)].copy_(text, non_blocking=True)
         self.length[slot] = len(text)
         self.limit[slot] = sequence.limit
         self.sampling.temperature[slot] = params.temperature
@@ -110,7 +117,13 @@ class DeviceState:
                 for kv in (self.kv, self.draft_kv):
                     kv[:, :, page * PAGE : (page + 1) * PAGE] = 0
             self._written.add(page)
-        self.page_table[slot, : len(sequence.pages)] = torch.tensor(sequence.pages, device=self.device)
+        pages = staged(sequence.pages, torch.int64, self.device)
+        self.page_table[slot, : len(pages)].copy_(pages, non_blocking=True)
+
+    def set_trust(self, trust: Mapping[int, float]) -> None:
+        """What drafts' scores are multiplied with, by slot; in others 1."""
+        values = [trust.get(slot, 1.0) for slot in range(self.slots + 1)]
+        self.trust.copy_(staged(values, torch.float32, self.device), non_blocking=True)
 
     def activate(self, slot: int) -> None:
         self.active[slot] = True

@@ -48,6 +48,7 @@ def test_two_sampled_tokens_follow_the_target(
         dtype="fp32",
         device="cpu",
         max_num_seqs=32,
+        max_num_batched_tokens=256,
         self_check=False,
         measure_costs=False,
     )
@@ -56,7 +57,6 @@ def test_two_sampled_tokens_follow_the_target(
     reference = torch.tensor([likely] * 33)
     drafter = RandomTreeDrafter(reference, 331, 5) if draft == "tree" else None
     engine = build_engine(config, drafter)
-    engine.pacer.most_rows = 256
     counts: Counter[tuple[int, ...]] = Counter()
     accepted = 0
     texts: dict[str, list[int]] = {}

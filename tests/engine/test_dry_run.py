@@ -18,6 +18,8 @@ from redraft.server.engine import dry_run, load
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.round import Plan
+from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.types import RedraftError, Request, SamplingParams
 
 SLOTS = 3
@@ -94,7 +96,7 @@ def steps(engine: Engine) -> int:
     return most
 
 
-def measured(engine: Engine, taken: dry_run.Taken = allocated, graphs: bool = False) -> int:
+def measured(engine: Engine, taken: dry_run.Taken = allocated, recorded: int = 0) -> int:
     state = engine.state
     small = type(state)(
         engine.target.spec,
@@ -104,6 +106,7 @@ def measured(engine: Engine, taken: dry_run.Taken = allocated, graphs: bool = Fa
         pages=dry_run.PAGES,
         max_model_len=600,
         tree_rows=state.positions - 600,
+        prefill=state.prefill.rows,
         forced=state.forced.shape[1],
     )
     with torch.inference_mode():
@@ -113,7 +116,7 @@ def measured(engine: Engine, taken: dry_run.Taken = allocated, graphs: bool = Fa
             engine.drafter,
             engine.make_attention,
             engine.pacer.most_rows,
-            graphs=graphs,
+            recorded=recorded,
             taken=taken,
         )
 
@@ -132,7 +135,37 @@ def test_recorded_rounds_have_memory_of_their_own(config: EngineConfig):
         return next(sizes)
 
     engine = build_engine(config)
-    assert [measured(engine, taken, graphs) - dry_run.SPARE for graphs in (False, True)] == [1000, 1010]
+    assert [measured(engine, taken, recorded) - dry_run.SPARE for recorded in (0, 256)] == [1000, 1010]
+
+
+def test_no_recorded_pass_takes_more_than_was_measured_for_them(config: EngineConfig):
+    engine, needed, seen = build_engine(config), list[int](), dict[bool, int]()
+
+    def taken(run: Callable[[], None]) -> int:
+        needed.append(allocated(run))
+        return 0
+
+    run = engine.graphs.run
+
+    def noted(plan: Plan) -> Any:
+        with Allocated() as mode:
+            made = run(plan)
+        seen[plan.prefill > 0] = max(seen.get(plan.prefill > 0, 0), mode.most)
+        return made
+
+    measured(engine, taken, recorded_rows(256))
+    engine.graphs.make_recorder, engine.graphs.run = lambda: lambda run: run, noted
+    engine.pacer.recorded = recorded_rows(256)
+    for number in range(SLOTS):
+        request = everything(number)
+        engine.submit(replace(request, params=replace(request.params, logprobs=None, prompt_logprobs=None)))
+        for _ in range(4):
+            engine.step()
+    while engine.busy:
+        engine.step()
+    assert any(plan.prefill for plan in (*engine.graphs.recorded, *engine.graphs.seen))
+    everything_at_once, recordings = needed
+    assert 0 < max(seen.values()) <= recordings <= everything_at_once
 
 
 def test_too_little_memory_for_a_pass_names_what_to_change(config: EngineConfig):

@@ -80,7 +80,7 @@ class Setting:
             device="cpu",
             max_num_seqs=SLOTS,
             max_nodes=NODES,
-            max_num_batched_tokens=48,
+            max_num_batched_tokens=64,
             measure_costs=False,
             self_check=False,
         )
@@ -132,7 +132,6 @@ def setting(
         elif load_fused() is None:
             pytest.skip("no C compiler here, so there are no fused kernels")
         made = Setting(target, random_draft(target, kind="eagle3", **changes), dtype)
-        made.engine.pacer.most_rows = 64
         yield made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from redraft.kernels.paged_attention import PagedTwin
 from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import Attention
-from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 TEXTS = ([5, 9, 5, 9, 5, 9, 5, 9] * 15 + [5, 9, 5], list(range(20, 60)))
 """The first one's round crosses a page, and both repeat themselves or count up, so that lookup finds something."""
 PLAN = Plan(rows=12, context_bound=140, requests=2, sampled=True, filtered=True)
-BESIDE = Plan(rows=8, context_bound=140, requests=2, sampled=True, filtered=True, chunks=(Chunk(2, 0, 5),), prefill=6)
+BESIDE = replace(PLAN, rows=8, prefill=6, prefill_bound=140)
 KINDS = ("none", "ngram", "dflash", "eagle3", "dflash+ngram", "twin-siblings")
 
 
@@ -89,7 +89,7 @@ class Setting:
         self.target = Target(self.spec, weights, POSITIONS)
         self.drafter: Drafter = NoDrafter()
         self.drafter = make(self)
-        sizes = {"slots": SLOTS, "pages": 6, "max_model_len": 200, "tree_rows": 40}
+        sizes = {"slots": SLOTS, "pages": 6, "max_model_len": 200, "tree_rows": 40, "prefill": 168}
         self.state = DeviceState(self.spec, CPU, torch.float32, context=self.drafter.context, **sizes)
         self.fill(TEXTS)
         self.snapshot = {name: tensor.clone() for name, tensor in parts(self.state).items()}
@@ -110,9 +110,10 @@ class Setting:
         state.active.copy_(torch.tensor([True, True, False, False]))
         chunks = tuple(Chunk(slot, 0, int(state.length[slot]) - 1) for slot in range(len(texts)))
         rows = sum(chunk.count for chunk in chunks) + 2
-        run_prefill(
-            state, self.target, self.drafter, Plan(0, 0, 0, False, False, chunks=chunks, prefill=rows), attention
-        )
+        plan = Plan(0, 0, 0, False, False, prefill=rows, prefill_bound=140)
+        state.prefill.write(chunks, rows)
+        run_prefill(state, self.target, self.drafter, plan, attention)
+        state.prefill.write([Chunk(2, 0, 5)], BESIDE.prefill)
 
     def restore(self) -> None:
         """The declared state as it was, in the tensors that it is in."""

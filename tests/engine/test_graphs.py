@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from redraft.server.engine import graphs
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs, rounded
-from redraft.server.engine.prefill_rows import Chunk
 from redraft.server.engine.round import Plan
+from redraft.server.engine.rows_plan import MOST_RECORDED
 from redraft.server.engine.scores import Asked
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=False, filtered=False)
@@ -52,9 +52,31 @@ def test_rounding_keeps_what_is_needed(bound: int, requests: int) -> None:
     assert rounded(plan, 6, 5000) == plan
 
 
+@given(
+    context=st.integers(1, 5000), prefill=st.integers(1, 5000), requests=st.integers(0, 70), slots=st.integers(70, 300)
+)
+def test_rounding_with_prefill_keeps_what_is_needed_in_fewer_kinds(
+    context: int, prefill: int, requests: int, slots: int
+) -> None:
+    exact = replace(
+        PLAN, context_bound=context if requests else 0, requests=requests, prefill=24, prefill_bound=prefill
+    )
+    plan = rounded(exact, slots, positions=5000)
+    assert exact.context_bound <= plan.context_bound <= 5000
+    assert prefill <= plan.prefill_bound <= 5000
+    assert plan.context_bound in (0, plan.prefill_bound), "one bound for all"
+    assert plan.prefill_bound in (1024, 2048, 4096, 5000)
+    assert requests <= plan.requests <= max(4 * (requests - 1), requests)
+    assert (plan.requests > 1) == (requests > 1)
+    assert (plan.rows, plan.prefill) == (exact.rows, 24), "sizes are the pacer's"
+    assert rounded(plan, slots, 5000) == plan
+
+
 def test_few_kinds_cover_a_long_context() -> None:
     bounds = {rounded(replace(PLAN, context_bound=n), 6, 32768).context_bound for n in range(1, 32769)}
     assert len(bounds) <= 32
+    plans = {rounded(replace(PLAN, prefill=24, prefill_bound=n), 6, 32768) for n in range(1, 32769)}
+    assert len(plans) == 6
 
 
 def test_a_kind_is_run_then_recorded_then_replayed() -> None:
@@ -70,8 +92,8 @@ def test_a_kind_is_run_then_recorded_then_replayed() -> None:
     assert recorder.made == 1
 
 
-@pytest.mark.parametrize("special", [{"chunks": (Chunk(0, 0, 4),), "prefill": 8}, {"asked": Asked((1,), (2,))}])
-def test_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
+@pytest.mark.parametrize("special", [{"prefill": MOST_RECORDED - 7}, {"asked": Asked((1,), (2,))}])
+def test_large_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
     recorder = Recorder()
     run = make(recorder)
     plan = replace(PLAN, **special)
@@ -94,6 +116,23 @@ def test_the_least_used_graph_makes_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [plan.rows for plan in run.recorded] == [16, 4]
     # what made room is as any other kind that was not seen
     assert [run(replace(PLAN, rows=8))[1] for _ in range(3)] == [False, False, True]
+
+
+def test_graphs_with_prefill_make_room_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many kinds come with it, rounds keep theirs."""
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    recorder = Recorder()
+    run = make(recorder)
+    for rows in (4, 8):
+        for _ in range(2):
+            run(replace(PLAN, rows=rows))
+    for prefill in (8, 24, 56):
+        for _ in range(2):
+            run(replace(PLAN, prefill=prefill, prefill_bound=60))
+    assert [(plan.rows, plan.prefill) for plan in run.recorded] == [(4, 0), (8, 0), (8, 24), (8, 56)]
+    for rows in (4, 16, 16):
+        run(replace(PLAN, rows=rows))
+    assert [(plan.rows, plan.prefill) for plan in run.recorded] == [(8, 24), (8, 56), (4, 0), (16, 0)]
 
 
 def test_what_comes_once_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from redraft.server.engine.acceptance import Proposal
 from redraft.server.engine.costs import Costs, CostTable
 from redraft.server.engine.pace import LEAST_PREFILL, PROBING, Pacer
 from redraft.server.engine.prefix import PageKeys
-from redraft.server.engine.rows_plan import row_bucket
+from redraft.server.engine.rows_plan import RECORDED, pass_sizes, recorded_rows, row_bucket
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.types import Request, SamplingParams
 
@@ -163,6 +163,38 @@ def test_beside_streams_prefill_makes_steps_at_most_twice_as_long(speculation: s
         before = costs.seconds(paced.work(streams, row_bucket(requests + alone.nodes), alone.drafting))
         rows = row_bucket(requests + pace.nodes + pace.prefill)
         assert costs.seconds(paced.work(streams, rows, pace.drafting, pace.prefill)) <= 2 * before
+
+
+GPU = CostTable(
+    rows=(4, 16, 64, 128, 256, 512),
+    passes=(0.0010, 0.0010, 0.0011, 0.0012, 0.0018, 0.0033),
+    per_request=0.0,
+    per_row=0.0,
+    requests=(1, 16),
+    drafts=(0.0002, 0.0003),
+)
+
+
+@pytest.mark.parametrize("speculation", ["auto", "3"])
+@pytest.mark.parametrize("requests", [1, 4, 16])
+def test_where_passes_are_recorded_prefill_fills_their_sizes(speculation: str, requests: int) -> None:
+    """And steps become no longer than otherwise: the pacer knows how they will be padded."""
+    paced = Pacer(2048, WIDTH, speculation, Costs(GPU), recorded_rows(2048))
+    streams = [sequence(str(n)) for n in range(requests)]
+    for one in streams:
+        for _ in range(30):
+            paced.proposed(one.request.request_id, Proposal((9, 1, 1), (0, 0, 1), (1.0, 0.8, 0.7), [1, 1, 1], 2))
+    alone = paced.step(streams, [])
+    before = GPU.forward(row_bucket(requests + alone.nodes)) + alone.drafting * GPU.draft(requests)
+    for tokens in (3, 20, 4000):
+        pace = paced.step(streams, [waiting(tokens)])
+        verified, padded = pass_sizes(requests + pace.nodes, pace.prefill, paced.recorded)
+        assert verified + padded in RECORDED
+        assert GPU.forward(verified + padded) + pace.drafting * GPU.draft(requests) <= 1.6 * before
+        assert min(tokens - 1, LEAST_PREFILL) <= pace.prefill <= padded
+        if tokens == 4000:
+            assert pace.prefill > 100
+            assert padded - pace.prefill < 0.4 * padded
 
 
 def test_the_more_prompts_wait_the_more_is_prefilled() -> None:

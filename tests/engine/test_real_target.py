@@ -135,7 +135,8 @@ def test_logits_equal_transformers_in_fp32(smollm2: Path, prompts: list[list[int
 
     from redraft.kernels.attention import cpu_attention
     from redraft.kernels.rows import cells
-    from redraft.server.engine.prefill_rows import Chunk, prefill_rows
+    from redraft.server.engine.prefill_rows import prefill_rows
+    from redraft.server.engine.prefill_table import Chunk
 
     config = EngineConfig(str(smollm2), "x", "0", draft="none", dtype="fp32", device="cpu", max_model_len=512)
     engine = build_engine(config)
@@ -144,7 +145,8 @@ def test_logits_equal_transformers_in_fp32(smollm2: Path, prompts: list[list[int
     with torch.inference_mode():
         state.tokens[0, :count] = ids
         state.page_table[0, :2] = torch.tensor([1, 2])
-        rows = prefill_rows(state, [Chunk(0, 0, count)], count)
+        state.prefill.write([Chunk(0, 0, count)], count)
+        rows = prefill_rows(state, count)
         attend = cpu_attention(rows, state.page_table, count, engine.target.spec.head_dim)
         cell = cells(state.page_table, rows.slot, rows.position, PAGE)
         logits = engine.target.logits(engine.target.forward(rows.token, rows.position, cell, state.kv, attend))

@@ -24,7 +24,7 @@ from redraft.kernels.attention import block_attention, cpu_attention
 from redraft.kernels.linear import Linear
 from redraft.kernels.rows import Rows
 from redraft.server.engine.adjusting import Stages
-from redraft.server.engine.prefill_rows import Chunk
+from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
@@ -51,7 +51,7 @@ def fake_parts(folder: Path, kind: str, nodes: int) -> tuple[DeviceState, Target
         drafter = MergedDrafter(drafter, NgramDrafter(2, spec.vocab, cpu, nodes))
     context = drafter.context
     tree_rows = max(drafter.max_nodes + 1, context.reach)
-    sizes = {"slots": 2, "pages": 4, "max_model_len": 256, "tree_rows": tree_rows}
+    sizes = {"slots": 2, "pages": 4, "max_model_len": 256, "tree_rows": tree_rows, "prefill": 8}
     state = DeviceState(spec, cpu, torch.float32, context=context, **sizes)
     target = Target(spec, _without_values(weights), 512)
     return state, target, drafter
@@ -208,13 +208,15 @@ def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path
     folder = random_target("llama")
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(folder, kind, 7)
-        plan = dataclasses.replace(PLAN, rows=0, requests=0, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2)), prefill=8)
-        assert run_prefill(state, target, drafter, plan, block_attention) == [None, None]
-        scored = dataclasses.replace(plan, chunks=(Chunk(1, 64, 5), Chunk(0, 0, 2, scored=3)))
-        _, scores = run_prefill(state, target, drafter, scored, block_attention)
+        plan = dataclasses.replace(PLAN, rows=0, requests=0, prefill=8, prefill_bound=69)
+        chunks = Chunk(1, 64, 5), Chunk(0, 0, 2, scored=3)
+        state.prefill.write(chunks, 8)
+        assert run_prefill(state, target, drafter, plan, block_attention) == []
+        _, scores = run_prefill(state, target, drafter, plan, block_attention, chunks)
         assert scores is not None
         assert scores.value.shape == (2, 3)
-        beside = dataclasses.replace(plan, rows=5, requests=1, chunks=plan.chunks[:1], capped=True)
+        state.prefill.write(chunks[:1], 8)
+        beside = dataclasses.replace(plan, rows=5, requests=1, capped=True)
         committed, tree, *_ = run_round(state, target, drafter, beside, block_attention)
     assert committed.tokens.shape == tree.token.shape == (3, 8)
 

@@ -17,6 +17,7 @@ from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.scores import PromptScores
 from redraft.server.engine.types import (
     EngineStats,
@@ -150,7 +151,10 @@ def test_of_prompts_are_transformers(config: EngineConfig, reference: Callable[.
 def test_of_prompts_have_the_same_bytes_however_the_prompt_is_cut(
     engine: Engine, config: EngineConfig, lag: int
 ) -> None:
-    """Alone in large chunks, and beside others in what little memory and few rows leave; ``lag`` 1 is a GPU's."""
+    """Alone in large chunks, and beside others in what little memory and few rows leave; ``lag`` 1 is a GPU's.
+
+    There the passes that nobody wants scores of are recorded.
+    """
     params = replace(GREEDY, max_tokens=120, temperature=0.8, prompt_logprobs=4)
     requests = [Request(str(n), LONG[n:84] + LOOP * n, params, reuse=False) for n in range(4)]
     engine.pacer.most_rows = 64
@@ -158,9 +162,13 @@ def test_of_prompts_have_the_same_bytes_however_the_prompt_is_cut(
     assert all(len(expected[r.request_id][2]) == len(r.prompt) - 1 for r in requests)
     dtype = engine.info.dtype
     tight = build_engine(replace(config, dtype=dtype, kv_pages=5, max_model_len=400, max_num_batched_tokens=24))
-    tight.lag = lag
+    tight.lag, tight.pacer.recorded = lag, lag * recorded_rows(24)
+    tight.graphs.make_recorder = (lambda: lambda run: run) if lag else None
     tight.drafter = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
-    assert decode(tight, requests) == expected
+    silent = [Request(f"s{n}", LONG[n:60], replace(params, logprobs=None, prompt_logprobs=None)) for n in range(3)]
+    told = decode(tight, [silent[0], *requests, *silent[1:]])
+    assert {name: told[name] for name in expected} == expected
+    assert any(plan.prefill for plan in tight.graphs.recorded) == bool(lag)
     assert tight.scheduler.preemptions > 0
     assert not tight.prompt_scores._found
 

@@ -1,0 +1,69 @@
+"""Sizes of passes: what is asked for has room, and none is larger than what memory was measured for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redraft.server.engine.rows_plan import (
+    BUCKETS,
+    MOST_RECORDED,
+    RECORDED,
+    pass_sizes,
+    prefill_room,
+    recorded_rows,
+    row_bucket,
+)
+
+
+@given(rows=st.integers(0, 600), prefill=st.integers(1, 2100))
+def test_without_recordings_all_padding_follows_the_prefill(rows: int, prefill: int) -> None:
+    assert pass_sizes(rows, prefill) == (rows, row_bucket(rows + prefill) - rows)
+    assert pass_sizes(rows, 0) == (row_bucket(rows), 0)
+
+
+@given(rows=st.integers(0, 600), prefill=st.integers(0, 2100), more=st.integers(0, 300))
+def test_recorded_passes_with_prefill_come_in_few_sizes(rows: int, prefill: int, more: int) -> None:
+    most = rows + prefill + more
+    recorded = recorded_rows(most)
+    verified, padded = pass_sizes(rows, prefill, recorded)
+    assert verified >= rows
+    assert padded >= prefill
+    assert verified + padded <= row_bucket(most)
+    if not prefill:
+        assert (verified, padded) == pass_sizes(rows, 0), "rounds alone keep their sizes"
+    elif (verified, padded) != pass_sizes(rows, prefill):
+        assert verified + padded in RECORDED
+        assert verified in (0, *RECORDED)
+        assert verified + padded <= recorded <= MOST_RECORDED
+        assert (verified == 0) == (rows == 0)
+
+
+@given(
+    rows=st.integers(0, 300),
+    prefill=st.integers(1, 2100),
+    forced=st.integers(0, 500),
+    recorded=st.sampled_from([0, 512]),
+)
+def test_there_is_room_for_prefill_whatever_grammars_force(rows: int, prefill: int, forced: int, recorded: int) -> None:
+    assert pass_sizes(rows + forced, prefill, recorded)[1] <= prefill_room(rows + prefill)
+
+
+@pytest.mark.parametrize(
+    ("rows", "prefill", "sizes"),
+    [
+        (0, 5, (0, 16)),
+        (0, 16, (0, 16)),
+        (0, 513, (0, 640)),
+        (3, 5, (16, 16)),
+        (17, 100, (32, 160)),
+        (30, 483, (30, 610)),
+    ],
+)
+def test_some_sizes(rows: int, prefill: int, sizes: tuple[int, int]) -> None:
+    assert pass_sizes(rows, prefill, MOST_RECORDED) == sizes
+
+
+def test_recorded_sizes_are_sizes_that_are_measured() -> None:
+    assert set(RECORDED) <= set(BUCKETS)
