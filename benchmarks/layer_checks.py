@@ -17,7 +17,8 @@ from redraft.benchmarks.kernel_checks import Check, Random
 from redraft.benchmarks.shapes import products
 from redraft.kernels import matmul, rms_norm
 from redraft.kernels.layer_gpu import GpuOps
-from redraft.kernels.layer_ops import LayerOps, TorchOps
+from redraft.kernels.layer_ops import LayerOps
+from redraft.kernels.layer_torch import TorchOps
 from redraft.kernels.linear import Linear
 from redraft.kernels.rope import rope_table
 from redraft.kernels.triton_support import INTERPRETED

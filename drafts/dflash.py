@@ -17,7 +17,7 @@ from torch import Tensor
 from redraft.drafts.base import Bounds, Candidates, Context, DraftState, Passed
 from redraft.drafts.checkpoint import Checkpoint
 from redraft.drafts.dflash_config import DFlashConfig, DraftError
-from redraft.drafts.dflash_weights import DraftLayer, pack
+from redraft.drafts.dflash_weights import pack
 from redraft.drafts.marginals import BRANCH, Noise, marginals
 from redraft.drafts.own_tokens import Own, OwnTokens
 from redraft.drafts.selector import Selector, chosen
@@ -25,9 +25,8 @@ from redraft.drafts.slots import active_slots, spread
 from redraft.kernels.attention import block_attention
 from redraft.kernels.block_rows import block_rows
 from redraft.kernels.block_tree import block_tree
-from redraft.kernels.layer_ops import LayerOps, layer_ops
+from redraft.kernels.layer_ops import LayerOps, layer_ops, run_layer
 from redraft.kernels.rope import rope_table
-from redraft.kernels.tree_attention import Attention
 from redraft.kernels.triton_support import use_triton
 
 
@@ -134,7 +133,7 @@ class DFlashDrafter:
         hidden = block.hidden
         ops.turn(block.position, block.cell)
         for number, layer in enumerate(self.weights.layers):
-            hidden = self._layer(layer, hidden, state.kv[number], attend)
+            hidden = run_layer(ops, layer, hidden, state.kv[number], attend)
         return self._head(hidden, own)
 
     def _head(self, hidden: Tensor, own: Own | None) -> Tensor:
@@ -150,13 +149,6 @@ class DFlashDrafter:
         if self.own_tokens is None or own is None:
             return logits
         return torch.cat((logits, self.own_tokens.logits(normed.view(-1, config.drafted, config.hidden), own)), -1)
-
-    def _layer(self, layer: DraftLayer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
-        ops = self.block_ops
-        q = ops.attention_inputs(hidden, layer.input_norm, layer.qkv, layer.qk_norm, kv)
-        out = attend(q, kv[0], kv[1], hidden.dtype).reshape(-1, self.config.query_width)
-        hidden = layer.output(out, hidden)
-        return layer.down(ops.gate(hidden, layer.post_norm, layer.gate_up), hidden)
 
     def _marginals(
         self, state: DraftState, slot: Tensor, root: Tensor, logits: Tensor, sampled: bool, own: Own | None = None

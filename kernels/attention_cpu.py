@@ -51,12 +51,17 @@ class FusedAttention:
         """As ``Attention`` has it."""
         q = q.contiguous()
         sizes = key.shape[1], q.shape[1] // key.shape[1], q.shape[2]
-        if self.sizes != sizes:
-            self._plan(*sizes)
-        self.plan.dtype = int(dtype == torch.bfloat16)
+        address = self.prepared(*sizes, dtype)
         out = torch.empty(q.shape, dtype=dtype)
-        self.library.tree_attention(self.address, q.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr())
+        self.library.tree_attention(address, q.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr())
         return out
+
+    def prepared(self, kv_heads: int, group: int, dim: int, dtype: torch.dtype) -> int:
+        """Address of the C code's ``Pass``, for heads of these sizes and a result of ``dtype``."""
+        if self.sizes != (kv_heads, group, dim):
+            self._plan(kv_heads, group, dim)
+        self.plan.dtype = int(dtype == torch.bfloat16)
+        return self.address
 
     def _plan(self, kv_heads: int, group: int, dim: int) -> None:
         """What is the same in every layer."""

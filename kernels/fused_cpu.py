@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # so that its OpenMP runtime is there before the library looks for one
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused_cpu.c", "attention_cpu.c", "linear_cpu.c"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}_cpu.c") for name in ("fused", "attention", "linear", "layer"))
 HEADER = Path(__file__).with_name("math_cpu.h")
 # nothing that reorders or contracts floating point: the bits are those the source spells out
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -33,6 +33,7 @@ _ARGUMENTS = {
     "swiglu": [_P, _P, _P, _N, _N, _I],
     "attention_plan": [_P, _N],
     "tree_attention": [_P] * 5,
+    "decoder_layer": [_P] * 6,
     "linear_pack": [_P, _P, _N, _N],
     "linear_product": [_P] * 5 + [_N] * 3,
 }

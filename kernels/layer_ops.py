@@ -8,20 +8,18 @@ products are; their bits differ from one another, so an engine keeps to one.
 
 from __future__ import annotations
 
-import ctypes
-from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from redraft.kernels.fused_cpu import load_fused
+from redraft.kernels.layer_cpu import FusedCpuOps
 from redraft.kernels.layer_gpu import GpuOps
+from redraft.kernels.layer_torch import TorchOps
+from redraft.kernels.layer_weights import LayerWeights
 from redraft.kernels.linear import Linear
-from redraft.kernels.rms_norm import rms_norm_twin
-from redraft.kernels.rope import apply_rope
+from redraft.kernels.tree_attention import Attention
 from redraft.kernels.triton_support import use_triton
 
 
@@ -59,129 +57,18 @@ class LayerOps(Protocol):
         """
 
 
-class _OneByOne(ABC):
-    """Norm, product and what follows one after the other."""
+def run_layer(ops: LayerOps, weights: LayerWeights, x: Tensor, kv: Tensor, attend: Attention) -> Tensor:
+    """A decoder layer over the residual stream ``x`` [R, H] -> [R, H]; ``kv`` [2, cells, HKV, HD] is written.
 
-    @abstractmethod
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up of ``gate_up`` [R, 2 I] -> [R, I]."""
-
-    @abstractmethod
-    def rope_and_cache(self, qkv: Tensor, qk_norm: Tensor | None, kv: Tensor) -> Tensor: ...
-
-    def project(self, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
-        return linear(self.norm(x, norm))
-
-    def gate(self, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
-        return self.swiglu(gate_up(self.norm(x, norm)))
-
-    def attention_inputs(self, x: Tensor, norm: Tensor, qkv: Linear, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
-        return self.rope_and_cache(self.project(x, norm, qkv), qk_norm, kv)
-
-    def cache_layers(self, made: Tensor, k_norm: Tensor, kv: Tensor) -> None:
-        for number, one in enumerate(made.unbind(1)):
-            self.rope_and_cache(one, k_norm[number], kv[number])
-
-
-class TorchOps(_OneByOne):
-    """Plain torch."""
-
-    name = "torch"
-
-    def __init__(self, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, eps: float) -> None:
-        """``cos``, ``sin`` [positions, 1, HD] of ``rope.rope_table``."""
-        self.cos, self.sin, self.heads, self.kv_heads, self.eps = cos, sin, heads, kv_heads, eps
-        scales = [cos.shape[-1] ** -0.5] * heads + [1.0] * kv_heads
-        self.head_scale = torch.tensor(scales, device=cos.device).unsqueeze(1)
-
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm_twin(x, weight, self.eps)
-
-    def turn(self, position: Tensor, cell: Tensor) -> None:
-        self.cell = cell
-        # [R, HQ + HKV, HD]: attention's 1 / sqrt(HD) rides on the queries' rotation
-        self.row_cos = self.cos.index_select(0, position) * self.head_scale
-        self.row_sin = self.sin.index_select(0, position) * self.head_scale
-
-    def rope_and_cache(self, qkv: Tensor, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
-        turned = self.heads + self.kv_heads
-        split = qkv.float().view(qkv.shape[0], turned + self.kv_heads, -1)
-        qk = split[:, :turned]
-        if qk_norm is not None:
-            qk = rms_norm_twin(qk, None, self.eps) * qk_norm
-        qk = apply_rope(qk, self.row_cos, self.row_sin)
-        kv[0].index_copy_(0, self.cell, qk[:, self.heads :].to(kv.dtype))
-        kv[1].index_copy_(0, self.cell, split[:, turned:].to(kv.dtype))
-        return qk[:, : self.heads]
-
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        return functional.silu(gate).mul_(up)
-
-
-class FusedCpuOps(_OneByOne):
-    """Compiled C over CPU tensors of fp32 or bf16, with an fp32 cache."""
-
-    def __init__(self, library: ctypes.CDLL, torch_ops: TorchOps, width: int) -> None:
-        """``width``: the most elements a row of any operand has."""
-        self.name = f"compiled ({Path(library._name).stem})"
-        self.library, self.eps = library, torch_ops.eps
-        self.cos, self.sin = torch_ops.cos.contiguous(), torch_ops.sin.contiguous()
-        self.heads, self.kv_heads, self.dim = torch_ops.heads, torch_ops.kv_heads, torch_ops.cos.shape[-1]
-        self.buffer = torch.empty(width)
-        self.scratch = self.buffer.data_ptr()
-
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        rows, n = x.shape
-        self.library.rms_norm(
-            x.data_ptr(), weight.data_ptr(), out.data_ptr(), self.scratch, rows, n, self.eps, _dtype(x)
-        )
-        return out
-
-    def turn(self, position: Tensor, cell: Tensor) -> None:
-        # kept, so that the memory behind the addresses lives as long as they are used
-        self.position, self.cell = position.contiguous(), cell.contiguous()
-
-    def rope_and_cache(self, qkv: Tensor, qk_norm: Tensor | None, kv: Tensor) -> Tensor:
-        qkv = qkv.contiguous()
-        rows = qkv.shape[0]
-        q = torch.empty(rows, self.heads, self.dim)
-        self.library.rope_and_cache(
-            qkv.data_ptr(),
-            self.cos.data_ptr(),
-            self.sin.data_ptr(),
-            0 if qk_norm is None else qk_norm.data_ptr(),
-            self.position.data_ptr(),
-            self.cell.data_ptr(),
-            q.data_ptr(),
-            kv[0].data_ptr(),
-            kv[1].data_ptr(),
-            self.scratch,
-            rows,
-            self.heads,
-            self.kv_heads,
-            self.dim,
-            self.dim**-0.5,
-            self.eps,
-            _dtype(qkv),
-        )
-        return q
-
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate_up = gate_up.contiguous()
-        rows, double = gate_up.shape
-        out = gate_up.new_empty(rows, double // 2)
-        self.library.swiglu(gate_up.data_ptr(), out.data_ptr(), self.scratch, rows, double // 2, _dtype(gate_up))
-        return out
-
-
-def _dtype(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)
+    ``ops.turn`` has been called for the pass.
+    """
+    if isinstance(ops, FusedCpuOps):
+        whole = ops.layer(weights, x, kv, attend)
+        if whole is not None:
+            return whole
+    q = ops.attention_inputs(x, weights.input_norm, weights.qkv, weights.qk_norm, kv)
+    x = weights.output(attend(q, kv[0], kv[1], x.dtype).flatten(1), x)
+    return weights.down(ops.gate(x, weights.post_norm, weights.gate_up), x)
 
 
 def layer_ops(

@@ -1,7 +1,7 @@
 """From the residual stream to what attention reads, in one launch: norm, projections, norms of heads, rotation, cells.
 
 It is ``matmul.py``'s product, with its bits and its reasons, in which a program makes columns of both halves of a head
-and does with them what ``rope_cache.py`` does; ``layer_ops.TorchOps.attention_inputs`` is the twin.
+and does with them what ``rope_cache.py`` does; ``layer_torch.TorchOps.attention_inputs`` is the twin.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Between projections and attention: norms of queries and keys, rotation, keys and values to their cells, one launch.
 
-``layer_ops.TorchOps.rope_and_cache`` is the twin.  A program has a few heads of one row, whatever rows there are.
+``layer_torch.TorchOps.rope_and_cache`` is the twin.  A program has a few heads of one row, whatever rows there are.
 """
 # kernels' parameters are Triton's, not Python's
 # mypy: disable-error-code="no-untyped-def"

@@ -18,7 +18,7 @@ from redraft.drafts.draft_config import DraftConfig
 from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.kernels.attention_cpu import FusedAttention
 from redraft.kernels.fused_cpu import load_fused
-from redraft.kernels.layer_ops import TorchOps
+from redraft.kernels.layer_torch import TorchOps
 from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows, cells
 from redraft.kernels.tree_attention import CHUNK, Attention, CpuAttention, TwinAttention

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.layer_gpu import GpuOps
-from redraft.kernels.layer_ops import TorchOps
+from redraft.kernels.layer_torch import TorchOps
 from redraft.kernels.matmul import matmul_kernel
 from redraft.kernels.rows import Rows
 from redraft.kernels.tree_attention import CHUNK, TwinAttention

@@ -12,7 +12,8 @@ from torch import Tensor
 from redraft.kernels import attention_cpu, fused_cpu
 from redraft.kernels.attention_cpu import FusedAttention
 from redraft.kernels.fused_cpu import load_fused
-from redraft.kernels.layer_ops import FusedCpuOps, TorchOps
+from redraft.kernels.layer_cpu import FusedCpuOps
+from redraft.kernels.layer_torch import TorchOps
 from redraft.kernels.rope import rope_table
 from redraft.kernels.rows import Rows
 from redraft.kernels.tree_attention import CHUNK, TwinAttention

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.layer_gpu import GpuOps
-from redraft.kernels.layer_ops import TorchOps
+from redraft.kernels.layer_torch import TorchOps
 from redraft.kernels.linear import Linear
 from redraft.kernels.rms_norm import rms_norm_kernel, rms_norm_twin
 from redraft.kernels.rope import rope_table

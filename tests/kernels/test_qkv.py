@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.layer_gpu import GpuOps
-from redraft.kernels.layer_ops import TorchOps
+from redraft.kernels.layer_torch import TorchOps
 from redraft.kernels.linear import Linear
 from redraft.kernels.matmul import workspace
 from redraft.kernels.qkv import heads_plan, qkv_kernel

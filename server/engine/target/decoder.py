@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redraft.kernels.layer_ops import layer_ops
+from redraft.kernels.layer_ops import layer_ops, run_layer
 from redraft.kernels.rope import rope_table
 from redraft.kernels.tree_attention import Attention
 from redraft.server.engine.target.spec import TargetSpec, inverse_frequencies
-from redraft.server.engine.target.weights import Layer, Weights
+from redraft.server.engine.target.weights import Weights
 
 
 class Target:
@@ -58,8 +58,7 @@ class Target:
         hidden, tapped = functional.embedding(token, self.weights.embedding), dict[int, Tensor]()
         self.ops.turn(position, cell)
         for number, layer in enumerate(self.weights.layers):
-            hidden = self._attention(layer, hidden, kv[number], attend)
-            hidden = self._mlp(layer, hidden)
+            hidden = run_layer(self.ops, layer, hidden, kv[number], attend)
             if number in taps:
                 tapped[number] = hidden
         return hidden, tapped
@@ -67,11 +66,3 @@ class Target:
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, H] -> [R, V] in the target's dtype."""
         return self.ops.project(hidden, self.weights.norm, self.weights.head)
-
-    def _attention(self, layer: Layer, hidden: Tensor, kv: Tensor, attend: Attention) -> Tensor:
-        q = self.ops.attention_inputs(hidden, layer.input_norm, layer.qkv, layer.qk_norm, kv)
-        out = attend(q, kv[0], kv[1], self.dtype)
-        return layer.output(out.reshape(-1, self.spec.query_width), hidden)
-
-    def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
-        return layer.down(self.ops.gate(hidden, layer.post_norm, layer.gate_up), hidden)
