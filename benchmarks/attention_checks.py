@@ -171,6 +171,6 @@ def _launches(device: torch.device, shape: Shape, dtype: torch.dtype, quick: boo
                 # what is read too early shows: it is not what the same chunk left the last time
                 for tensor in (attention.partial.highest, attention.partial.weight, attention.partial.total):
                     tensor.fill_(torch.nan)
-            if tickets(device).any():
+            if tickets(case.q.device).any():
                 return f"a ticket was left behind by {programs or 'all'} programs"
     return None

@@ -5,18 +5,25 @@ Each op runs on many rows at once, then on parts of them; every part must have t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from redraft.benchmarks.kernel_checks import Check, Random, Sizes, same_bytes, sampling_inputs
+from redraft.benchmarks.step_speed import random_weights
+from redraft.kernels.attention import MakeAttention
 from redraft.kernels.layer_ops import LayerOps, layer_ops
 from redraft.kernels.linear import MIN_ROWS, Linear
 from redraft.kernels.rms_norm import rms_norm
 from redraft.kernels.rope import rope_table
 from redraft.kernels.sample import sample
+from redraft.kernels.tree_attention import CHUNK
+from redraft.server.engine.self_check import differences
+from redraft.server.engine.target.decoder import Target
+from redraft.server.engine.target.spec import TargetSpec
 
 COUNTS = (1, 2, 3, 4, 7, 8, 16, 17, 32, 33, 48, 64)
 """Row counts compared; on a CPU passes have at least ``MIN_ROWS`` rows."""
@@ -28,6 +35,7 @@ SHAPES = (
     *((4096, 6144), (4096, 24576), (12288, 4096)),
 )
 """Inner and outer sizes of products, as targets of 135M to 8B parameters have them."""
+LAYERS = 4
 QUICK_SHAPES = ((64, 128), (576, 960))
 
 
@@ -44,6 +52,21 @@ def row_checks(
         yield f"attention_inputs{', normed' * normed}", partial(_attention_inputs, device, dtype, normed)
     yield "rms_norm", partial(_rms_norm, device, dtype)
     yield "sample", partial(_sample, sizes, device, dtype)
+
+
+def layer_row_checks(
+    targets: Mapping[str, TargetSpec], device: torch.device, dtype: torch.dtype, make_attention: MakeAttention
+) -> Iterator[Check]:
+    """``LAYERS`` layers of each target's shape with random weights: prefill, single steps, chains and trees agree."""
+    for name, spec in targets.items():
+        yield f"{name}, {LAYERS} layers", partial(_layers, spec, device, dtype, make_attention)
+
+
+def _layers(spec: TargetSpec, device: torch.device, dtype: torch.dtype, make_attention: MakeAttention) -> str | None:
+    few = replace(spec, layers=LAYERS)
+    with torch.inference_mode():
+        found = differences(Target(few, random_weights(few, device, dtype), 4 * CHUNK), make_attention)
+    return f"other bits than in prefill: {', '.join(found)}" if found else None
 
 
 def _linear(device: torch.device, dtype: torch.dtype, inner: int, outer: int) -> str | None:
@@ -103,7 +126,7 @@ def _attention_inputs(device: torch.device, dtype: torch.dtype, normed: bool) ->
 
 def _rms_norm(device: torch.device, dtype: torch.dtype) -> str | None:
     random = Random(device, 0)
-    x, weight = random.normal(WHOLE, 576).to(dtype), random.normal(576).to(dtype)
+    x, weight = random.normal(WHOLE, 576).to(dtype), random.normal(576)
     return changed_rows(lambda part: rms_norm(x[part], weight, 1e-5))
 
 

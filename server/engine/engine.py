@@ -79,8 +79,7 @@ class Engine:
         self.pacer.proposed_nodes = drafter.max_nodes
         # pages with another draft's keys and values, or without any, would make this one draft badly
         self.scheduler.version = drafter.version if drafter.context.layers else ""
-        # graphs are of one drafter
-        self.graphs.forget()
+        self.graphs.drafter = drafter
 
     @property
     def busy(self) -> bool:

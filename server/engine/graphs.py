@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from redraft.drafts.base import Drafter
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.progress import say
 from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded
@@ -23,6 +24,7 @@ from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import MOST_RECORDED
 
 T = TypeVar("T")
+Kind = tuple[Drafter | None, Plan]
 
 MOST_GRAPHS = 64
 """Kept at once of rounds alone, and as many of passes with prefill; the one that was not used for longest makes room
@@ -70,9 +72,11 @@ class Graphs(Generic[T]):
         """
         self.run, self.make_recorder, self.slots, self.positions = run, make_recorder, slots, positions
         self.recorder: Recorder | None = None
-        self.recorded: OrderedDict[Plan, Callable[[], T]] = OrderedDict()
+        self.drafter: Drafter | None = None
+        """Who drafts in ``run``.  Graphs are of one drafter, and come again when it does."""
+        self.recorded: OrderedDict[Kind, Callable[[], T]] = OrderedDict()
         """The least used first."""
-        self.seen: OrderedDict[Plan, None] = OrderedDict()
+        self.seen: OrderedDict[Kind, None] = OrderedDict()
         """Kinds that were run once and not recorded yet, the oldest first."""
         self.failure: str | None = None
         """Why nothing is recorded any more."""
@@ -82,13 +86,14 @@ class Graphs(Generic[T]):
         if self.make_recorder is None or self.failure is not None or not _recordable(plan):
             return self.run(plan), True
         plan = rounded(plan, self.slots, self.positions)
-        if plan in self.recorded:
-            self.recorded.move_to_end(plan)
-            return self.recorded[plan](), True
-        if plan in self.seen:
+        kind = self.drafter, plan
+        if kind in self.recorded:
+            self.recorded.move_to_end(kind)
+            return self.recorded[kind](), True
+        if kind in self.seen:
             self.recorder = self.recorder or self.make_recorder()
-            return self._record(plan, self.recorder)(), False
-        self.seen[plan] = None
+            return self._record(kind, self.recorder)(), False
+        self.seen[kind] = None
         if len(self.seen) > MOST_SEEN:
             self.seen.popitem(last=False)
         return self.run(plan), False
@@ -102,18 +107,19 @@ class Graphs(Generic[T]):
         self.recorder = None
         return had
 
-    def _record(self, plan: Plan, recorder: Recorder) -> Callable[[], T]:
-        like = [other for other in self.recorded if bool(other.prefill) == bool(plan.prefill)]
+    def _record(self, kind: Kind, recorder: Recorder) -> Callable[[], T]:
+        _, plan = kind
+        like = [other for other in self.recorded if bool(other[1].prefill) == bool(plan.prefill)]
         for least_used in like[: max(len(like) + 1 - MOST_GRAPHS, 0)]:
             del self.recorded[least_used]
         try:
-            replay = self.recorded[plan] = recorded(recorder, lambda: self.run(plan))
+            replay = self.recorded[kind] = recorded(recorder, lambda: self.run(plan))
         except RecordingError as error:
             self.failure = str(error)
             say(f"passes cannot be recorded as CUDA graphs and are launched op by op, which is slower: {error}")
             self.forget()
             return lambda: self.run(plan)
-        del self.seen[plan]
+        del self.seen[kind]
         return replay
 
 

@@ -60,13 +60,13 @@ def test_whole_suite_on_a_cpu(tmp_path: Path) -> None:
         "kernels",
         "rows",
         "attention",
-        "dependent",
         "equality",
         "bandwidth",
         "products",
         "speed",
         "steps",
         "peers",
+        "dependent",
     ]
     assert list(stages) == names
     assert report["complete"] is True

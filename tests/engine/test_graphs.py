@@ -113,7 +113,7 @@ def test_the_least_used_graph_makes_room(monkeypatch: pytest.MonkeyPatch) -> Non
     for rows in (4, 4, 8, 8, 4, 16, 16, 4):
         run(replace(PLAN, rows=rows))
     assert recorder.made == 3
-    assert [plan.rows for plan in run.recorded] == [16, 4]
+    assert [plan.rows for _, plan in run.recorded] == [16, 4]
     # what made room is as any other kind that was not seen
     assert [run(replace(PLAN, rows=8))[1] for _ in range(3)] == [False, False, True]
 
@@ -129,10 +129,10 @@ def test_graphs_with_prefill_make_room_among_themselves(monkeypatch: pytest.Monk
     for prefill in (8, 24, 56):
         for _ in range(2):
             run(replace(PLAN, prefill=prefill, prefill_bound=60))
-    assert [(plan.rows, plan.prefill) for plan in run.recorded] == [(4, 0), (8, 0), (8, 24), (8, 56)]
+    assert [(plan.rows, plan.prefill) for _, plan in run.recorded] == [(4, 0), (8, 0), (8, 24), (8, 56)]
     for rows in (4, 16, 16):
         run(replace(PLAN, rows=rows))
-    assert [(plan.rows, plan.prefill) for plan in run.recorded] == [(8, 24), (8, 56), (4, 0), (16, 0)]
+    assert [(plan.rows, plan.prefill) for _, plan in run.recorded] == [(8, 24), (8, 56), (4, 0), (16, 0)]
 
 
 def test_what_comes_once_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +142,8 @@ def test_what_comes_once_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None
     run = make(recorder)
     for rows in (4, 4, 8, 16, 32, 64, 128):
         run(replace(PLAN, rows=rows))
-    assert [plan.rows for plan in run.recorded] == [4]
-    assert [plan.rows for plan in run.seen] == [32, 64, 128]
+    assert [plan.rows for _, plan in run.recorded] == [4]
+    assert [plan.rows for _, plan in run.seen] == [32, 64, 128]
     assert run(replace(PLAN, rows=4))[1]
     assert recorder.made == 1
 

@@ -48,13 +48,15 @@ def test_recorded_rounds_commit_what_others_do(
     engine, recorded = recording
     plain, params = build_engine(config), SamplingParams(max_tokens=60, temperature=temperature, seed=3)
     wanted = [one.tokens for one in decode(plain, NoDrafter(), PROMPTS, params)]
-    ngram = engine.drafter
-    for drafter in (ngram, NoDrafter(), ngram):
+    ngram, none, made = engine.drafter, NoDrafter(), list[list[str]]()
+    for drafter in (ngram, none) * 3:
+        recorded.clear()
         assert [one.tokens for one in decode(engine, drafter, PROMPTS, params)] == wanted
-    # each time anew: a graph holds its drafter
-    assert set(recorded) == {"ngram", "none"}
-    assert recorded.index("none") > 0
-    assert "ngram" in recorded[recorded.index("none") :]
+        made.append(list(recorded))
+    assert [set(names) for names in made[:2]] == [{"ngram"}, {"none"}]
+    # who comes again finds its graphs; the second time there were kinds that had come once
+    assert made[4] == made[5] == []
+    assert {kind[0] for kind in engine.graphs.recorded} == {ngram, none}
 
 
 def test_what_rounds_take_is_learned_of_those_that_are_as_later_ones(
