@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch  # noqa: F401  # so that its OpenMP runtime is there before the library looks for one
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}_cpu.c") for name in ("fused", "attention", "linear", "layer"))
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}_cpu.c") for name in ("fused", "attention", "linear", "layer", "vocab")
+)
 HEADER = Path(__file__).with_name("math_cpu.h")
 # nothing that reorders or contracts floating point: the bits are those the source spells out
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -36,6 +38,8 @@ _ARGUMENTS = {
     "decoder_layer": [_P] * 6,
     "linear_pack": [_P, _P, _N, _N],
     "linear_product": [_P] * 5 + [_N] * 3,
+    "greedy": [_P, _P, _N, _N, _I],
+    "best_of_rows": [_P] * 5 + [_N] * 4 + [_I],
 }
 
 

@@ -22,6 +22,7 @@ from redraft.kernels.block_tops import block_size, block_tops_kernel, flip_devic
 from redraft.kernels.filters import FP32_MAX
 from redraft.kernels.noise import gumbel, gumbel_of_word_device, log_device
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
+from redraft.kernels.vocab_cpu import MOST, best_of_rows, is_compiled_for
 
 NOISED = 32
 """Of these likeliest tokens of a row the keyed noise is computed at T > 0."""
@@ -78,13 +79,11 @@ def marginals_twin(
     own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``marginals`` in plain torch."""
-    logits = (logits.float() / scale[:, None]).nan_to_num_(nan=-_INF, posinf=FP32_MAX, neginf=-_INF)
-    columns = logits.shape[-1]
-    kept, total = min(branch, columns), logits.logsumexp(-1, keepdim=True)
+    kept = min(branch, logits.shape[-1])
     if noise is None:
-        z, column = logits.topk(kept, -1)
+        z, column, total = _best(logits, scale, kept)
         return _ids(column, vocabulary, own), torch.where(z > -_INF, z - total, -_INF)
-    z, column = logits.topk(min(max(NOISED, branch), columns), -1)
+    z, column, total = _best(logits, scale, min(max(NOISED, branch), logits.shape[-1]))
     token, drafted = _ids(column, vocabulary, own), logits.shape[1]
     seed, temperature = noise.seed, noise.temperature
     if noise.slot is not None:
@@ -97,6 +96,15 @@ def marginals_twin(
     z, place = z.sort(dim=-1, descending=True, stable=True)
     z, place = z[..., :kept], place[..., :kept]
     return token.gather(-1, place), torch.where(z > -_INF, z - total, -_INF)
+
+
+def _best(logits: Tensor, scale: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``kept`` best scaled logits of every row, their columns, and the row's log-sum-exp."""
+    if kept <= MOST and is_compiled_for(logits):
+        return best_of_rows(logits, scale, kept)
+    logits = (logits.float() / scale[:, None]).nan_to_num_(nan=-_INF, posinf=FP32_MAX, neginf=-_INF)
+    z, column = logits.topk(kept, -1)
+    return z, column, logits.logsumexp(-1, keepdim=True)
 
 
 def _ids(column: Tensor, vocabulary: Tensor | None, own: Tensor | None) -> Tensor:

@@ -29,6 +29,7 @@ from redraft.kernels.filters import (
     sort_key,
 )
 from redraft.kernels.noise import HIGHEST, LOWEST, gumbel_of_uniform, philox_words, uniform_of_word
+from redraft.kernels.vocab_cpu import greedy, is_compiled_for
 
 _WORD = 0xFFFFFFFF
 _FEW = 4096
@@ -46,7 +47,9 @@ def greedy_rows(logits: torch.Tensor) -> torch.Tensor:
 
 
 def greedy_cpu(logits: torch.Tensor) -> torch.Tensor:
-    """``greedy_rows`` by integer reductions over blocks, for contiguous CPU tensors."""
+    """``greedy_rows`` for contiguous CPU tensors: compiled, or by integer reductions over blocks."""
+    if is_compiled_for(logits):
+        return greedy(logits)
     R, V = logits.shape
     as_int, infinity = (torch.int16, 0x7F80) if logits.dtype == torch.bfloat16 else (torch.int32, 0x7F800000)
     bits = logits.view(as_int)
