@@ -10,7 +10,7 @@
 #include "math_cpu.h"
 
 /* where there are tiles, the library uses them, and they are better from some 16 rows on */
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(__AMX_BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && !defined(__AMX_BF16__)
 #include <immintrin.h>
 
 #define COLUMNS 32 /* two vectors of sums */
