@@ -89,6 +89,7 @@ def best_of_paths(*trees: Tree) -> dict[Path, float]:
     return best
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=300, deadline=None)
 @given(pairs())
 @example(([([ROOT, 1, 1, 2], [0, 0, 0, 2], [1.0] * 4)], [([ROOT, 1, 2, 0], [0, 0, 1, 2], [1.0] * 4)]))
@@ -113,10 +114,19 @@ def test_kernel_is_the_twin(kernel_device: torch.device, poisoned, rows: tuple[l
     assert_kernel_is_twin(*map(stack, rows), kernel_device, poisoned)
 
 
-def assert_kernel_is_twin(first: Trees, second: Trees, device: torch.device, poisoned) -> None:
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=pairs())
+@example(([([ROOT], [0], [math.nan])], [([ROOT, 1], [0, 0], [1.0, math.nan])]))
+@example(([([ROOT, 1], [0, 0], [1.0, math.nan])], [([ROOT], [0], [math.nan])]))
+def test_compiled_is_the_twin(compiled, poisoned, rows: tuple[list[Tree], list[Tree]]) -> None:
+    with compiled(module):
+        assert_kernel_is_twin(*map(stack, rows), torch.device("cpu"), poisoned, merge_trees)
+
+
+def assert_kernel_is_twin(first: Trees, second: Trees, device: torch.device, poisoned, run=merge_trees_kernel) -> None:
     moved = [tuple(tensor.to(device) for tensor in tree) for tree in (first, second)]
     with poisoned():
-        merged = merge_trees_kernel(*moved)
+        merged = run(*moved)
     for found, wanted in zip(merged, merge_trees_twin(first, second), strict=True):
         assert found.dtype == wanted.dtype
         torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
@@ -127,6 +137,17 @@ def assert_kernel_is_twin(first: Trees, second: Trees, device: torch.device, poi
 def test_kernel_is_the_twin_at_full_size(
     kernel_device: torch.device, poisoned, width: tuple[int, int], deep: bool
 ) -> None:
+    assert_kernel_is_twin(*full_size(width, deep), kernel_device, poisoned)
+
+
+@pytest.mark.parametrize("width", [(MAX_WIDTH, MAX_WIDTH), (33, 16), (5, 300)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_compiled_is_the_twin_at_full_size(compiled, poisoned, width: tuple[int, int], deep: bool) -> None:
+    with compiled(module):
+        assert_kernel_is_twin(*full_size(width, deep), torch.device("cpu"), poisoned, merge_trees)
+
+
+def full_size(width: tuple[int, int], deep: bool) -> tuple[Trees, Trees]:
     """Deep: chains with some second children; else trees that are wide.  Few tokens, so that many paths are shared."""
     torch.manual_seed(sum(width))
 
@@ -141,7 +162,7 @@ def test_kernel_is_the_twin_at_full_size(
         token = torch.randint(0, 40, (2, nodes)).clamp(min=38) if deep else torch.randint(0, 3, (2, nodes))
         return token, parent.clamp(min=0), torch.where(score > 0, score, -math.inf)
 
-    assert_kernel_is_twin(tree(width[0]), tree(width[1]), kernel_device, poisoned)
+    return tree(width[0]), tree(width[1])
 
 
 @pytest.mark.parametrize("width", [5, MAX_WIDTH + 1])
@@ -206,6 +227,7 @@ def chain(tokens: list[int]) -> Tree:
     return [ROOT, *tokens], [0, *range(len(tokens))], [1.0] * (len(tokens) + 1)
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 62, 63])
 @pytest.mark.parametrize("longer", [0, 1, 20])
 def test_chains_share_what_comes_before_their_difference(length: int, longer: int) -> None:
@@ -221,6 +243,7 @@ def test_chains_share_what_comes_before_their_difference(length: int, longer: in
             assert (found[2] > -math.inf).sum() == 1 + len(one) + len(other) - difference
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_children_hang_on_the_node_that_takes_over_and_the_larger_score_stays() -> None:
     first = stack([([ROOT, 1, 2], [0, 0, 0], [1.0, 0.5, 0.25])])
     second = stack([([ROOT, 2, 3, 1], [0, 0, 1, 0], [1.0, 0.75, 0.5, 0.125])])
@@ -230,6 +253,7 @@ def test_children_hang_on_the_node_that_takes_over_and_the_larger_score_stays() 
     assert score.tolist() == [[1.0, 0.5, 0.75, -math.inf, 0.5, -math.inf]]
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_absent_nodes_do_not_match() -> None:
     """Neither does what hangs below them."""
     first = stack([([ROOT, 2, 1], [0, 0, 1], [1.0, -math.inf, 0.5])])
@@ -239,6 +263,7 @@ def test_absent_nodes_do_not_match() -> None:
     assert score.tolist() == [[1.0, -math.inf, 0.5, -math.inf, 0.5]]
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize("token", [-3, -2, -1, 0, ROOT])
 def test_no_token_passes_for_the_root_or_for_an_absent_node(token: int) -> None:
     absent, present = (stack([([ROOT, token], [0, 0], [1.0, score])]) for score in (-math.inf, 0.5))
@@ -247,6 +272,7 @@ def test_no_token_passes_for_the_root_or_for_an_absent_node(token: int) -> None:
     assert merge_trees(present, present)[2].tolist() == [[1.0, 0.5, -math.inf]]
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12).flatmap(trees))
 def test_a_root_alone_changes_nothing(tree: Tree) -> None:
@@ -262,6 +288,15 @@ def test_needs_no_data_on_the_host() -> None:
         token, parent, score = merge_trees(first, second)
     assert token.shape == parent.shape == score.shape == (3, 25)
     assert (token.dtype, parent.dtype, score.dtype) == (torch.int64, torch.int64, torch.float32)
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.parametrize("parent", [-1, 9, 2**40])
+def test_parents_beyond_the_tree_are_an_error_of_torchs(parent: int) -> None:
+    good, bad = stack([chain([1, 2])]), stack([([ROOT, 1, 2], [0, 0, parent], [1.0] * 3)])
+    for first, second in ((good, bad), (bad, good)):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            merge_trees(first, second)
 
 
 def test_refuses_trees_that_do_not_fit() -> None:

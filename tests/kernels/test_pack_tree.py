@@ -100,11 +100,12 @@ def assert_same(got: Rows, want: Rows) -> None:
         assert torch.equal(left, right), f"{field.name}: {left.tolist()} is not {right.tolist()}"
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=150, deadline=None)
 @given(forests())
-def test_twin_is_the_literal_selection(inputs: Inputs) -> None:
+def test_is_the_literal_selection(inputs: Inputs) -> None:
     copies = [x.clone() for x in inputs[:-1]]
-    assert_same(pack_tree_twin(*inputs), expected(*inputs))
+    assert_same(pack_tree(*inputs), expected(*inputs))
     for name, before, after in zip(("token", "parent", "score", "active", "length"), copies, inputs[:-1], strict=True):
         assert torch.equal(before.nan_to_num(7.0), after.nan_to_num(7.0)), f"{name} was written to"
 
@@ -125,6 +126,30 @@ def test_selection_contains_every_ancestor_and_every_active_root(inputs: Inputs)
     assert parent.shape[1] >= int(rows.row_count.max())
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(inputs=forests())
+def test_compiled_equals_twin(compiled, poisoned, inputs: Inputs) -> None:
+    with compiled(module), poisoned():
+        got = pack_tree(*inputs)
+    assert_same(got, pack_tree_twin(*inputs))
+
+
+@pytest.mark.parametrize("R", [1, 63, 64, 65, 700, 2111, 5000])
+def test_compiled_equals_twin_at_full_size(compiled, R: int) -> None:
+    """Few different scores, so that the cut goes through ties, and inactive slots in between."""
+    torch.manual_seed(R)
+    S, W = 64, module.MAX_NODES
+    parent = torch.randint(0, 10**6, (S + 1, W)) % torch.arange(W).clamp(min=1)
+    score = torch.randint(-2, 40, (S + 1, W)) / 16
+    score[score < 0] = -math.inf
+    active = torch.rand(S + 1) < min(0.8, R / 100)
+    active[S] = False
+    inputs = (torch.randint(0, 2**40, (S + 1, W)), parent, score, active, torch.randint(1, 999, (S + 1,)), R)
+    with compiled(module):
+        got = pack_tree(*inputs)
+    assert_same(got, pack_tree_twin(*inputs))
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(inputs=forests())
 def test_kernel_equals_twin(kernel_device: torch.device, inputs: Inputs) -> None:
@@ -138,7 +163,8 @@ def test_full_size_chain_and_many_padding_rows(kernel_device: torch.device) -> N
     active, length = torch.tensor([True, True, False]), torch.tensor([9, 4, 1])
     inputs = (torch.arange(3 * W).view(3, W), chain, score, active, length, 270)
     want = expected(*inputs)
-    assert_same(pack_tree_twin(*inputs), want)
+    for op in (pack_tree, pack_tree_twin):
+        assert_same(op(*inputs), want)
     assert_same(pack_tree_kernel(*on(kernel_device, inputs)), want)
 
 
@@ -149,7 +175,7 @@ def test_ties_go_to_the_lower_slot_then_to_the_lower_candidate(kernel_device: to
     active, length = torch.tensor([True, True, False]), torch.tensor([1, 1, 1])
     for R, chosen in ((4, [[0, 1], [0, 3]]), (5, [[0, 1, 2], [0, 3]]), (6, [[0, 1, 2, 3], [0, 3]])):
         inputs = (torch.arange(4).repeat(3, 1), parent, score, active, length, R)
-        for rows in (pack_tree_twin(*inputs), pack_tree_kernel(*on(kernel_device, inputs))):
+        for rows in (pack_tree(*inputs), pack_tree_twin(*inputs), pack_tree_kernel(*on(kernel_device, inputs))):
             assert [rows.token[rows.slot == slot].tolist() for slot in (0, 1)] == chosen
 
 
@@ -170,6 +196,14 @@ def test_twin_needs_no_data_on_the_host(R: int) -> None:
         assert rows.path.shape == (R, 8)
         assert rows.token.shape == (R,)
         assert rows.row_count.shape == (4,)
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.parametrize("wrong", [-1, 3, 2**40])
+def test_parents_beyond_the_tree_are_an_error_of_torchs(wrong: int) -> None:
+    parent = torch.tensor([[0, 0, wrong], [0, 0, 0]])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        pack_tree(parent, parent, torch.ones(2, 3), torch.tensor([True, False]), torch.tensor([3, 1]), 4)
 
 
 def test_kernel_names_the_argument_it_cannot_take(kernel_device: torch.device) -> None:
