@@ -169,6 +169,7 @@ def chain(limit: int = 100, eos: tuple[int, ...] = (), active: bool = True, T: i
     return Round(rows, choice, torch.full((2, T), 77), length, limits, on & active, ends)
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize(
     ("r", "tokens", "accepted", "finish"),
     [
@@ -186,7 +187,7 @@ def chain(limit: int = 100, eos: tuple[int, ...] = (), active: bool = True, T: i
 )
 def test_cuts(r: Round, tokens: list[int], accepted: int, finish: int, kernel_device: torch.device) -> None:
     was_active = bool(r.active[0])
-    for op, device in ((accept, "cpu"), (accept_twin, "cpu"), (accept_kernel, kernel_device)):
+    for op, device in ((accept, "cpu"), (accept_kernel, kernel_device)):
         arguments = r.arguments(device)
         got = op(*arguments)
         count = len(tokens)

@@ -164,7 +164,8 @@ def test_compiled_is_twin_beyond_the_window(
 ) -> None:
     monkeypatch.setattr(op, "WINDOW", window)
     torch.manual_seed(window)
-    texts = [torch.randint(0, tokens, (n,)).tolist() for n in (2500, window + 1, window, window - 1, 1)]
+    recent = range(op.RECENT - 1, op.RECENT + 4)
+    texts = [torch.randint(0, tokens, (n,)).tolist() for n in (2500, window + 1, window, window - 1, 1, *recent)]
     tensors = state(texts, 2500)
     newest = torch.randint(-9, 9999, (len(texts) + 1, tokens), dtype=torch.int32)
     for max_nodes in (1, 7, op.MAX_NODES):
