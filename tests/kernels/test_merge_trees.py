@@ -1,6 +1,7 @@
 """merge_trees against a literal merge of tries with dictionaries, over trees that good and broken drafts make."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -105,46 +106,32 @@ def test_is_the_literal_merge(rows: tuple[list[Tree], list[Tree]]) -> None:
         torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("way", ["kernel", "compiled"])
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=pairs())
 @example(([([ROOT, 1, 1, 2], [0, 0, 0, 2], [1.0] * 4)], [([ROOT, 1, 2, 0], [0, 0, 1, 2], [1.0] * 4)]))
 @example(([([ROOT], [0], [math.nan])], [([ROOT, 1], [0, 0], [1.0, math.nan])]))
 @example(([([ROOT, 1], [0, 0], [1.0, math.nan])], [([ROOT], [0], [math.nan])]))
-def test_kernel_is_the_twin(kernel_device: torch.device, poisoned, rows: tuple[list[Tree], list[Tree]]) -> None:
-    assert_kernel_is_twin(*map(stack, rows), kernel_device, poisoned)
+def test_is_the_twin(request: pytest.FixtureRequest, way: str, rows: tuple[list[Tree], list[Tree]]) -> None:
+    assert_is_twin(request, way, *map(stack, rows))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=pairs())
-@example(([([ROOT], [0], [math.nan])], [([ROOT, 1], [0, 0], [1.0, math.nan])]))
-@example(([([ROOT, 1], [0, 0], [1.0, math.nan])], [([ROOT], [0], [math.nan])]))
-def test_compiled_is_the_twin(compiled, poisoned, rows: tuple[list[Tree], list[Tree]]) -> None:
-    with compiled(module):
-        assert_kernel_is_twin(*map(stack, rows), torch.device("cpu"), poisoned, merge_trees)
-
-
-def assert_kernel_is_twin(first: Trees, second: Trees, device: torch.device, poisoned, run=merge_trees_kernel) -> None:
+def assert_is_twin(request: pytest.FixtureRequest, way: str, first: Trees, second: Trees) -> None:
+    device = request.getfixturevalue("kernel_device") if way == "kernel" else torch.device("cpu")
     moved = [tuple(tensor.to(device) for tensor in tree) for tree in (first, second)]
-    with poisoned():
-        merged = run(*moved)
+    alone = nullcontext() if way == "kernel" else request.getfixturevalue("compiled")(module)
+    with alone, request.getfixturevalue("poisoned")():
+        merged = (merge_trees_kernel if way == "kernel" else merge_trees)(*moved)
     for found, wanted in zip(merged, merge_trees_twin(first, second), strict=True):
         assert found.dtype == wanted.dtype
         torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("way", ["kernel", "compiled"])
 @pytest.mark.parametrize("width", [(MAX_WIDTH, MAX_WIDTH), (33, 16), (5, 63)])
 @pytest.mark.parametrize("deep", [False, True])
-def test_kernel_is_the_twin_at_full_size(
-    kernel_device: torch.device, poisoned, width: tuple[int, int], deep: bool
-) -> None:
-    assert_kernel_is_twin(*full_size(width, deep), kernel_device, poisoned)
-
-
-@pytest.mark.parametrize("width", [(MAX_WIDTH, MAX_WIDTH), (33, 16), (5, 300)])
-@pytest.mark.parametrize("deep", [False, True])
-def test_compiled_is_the_twin_at_full_size(compiled, poisoned, width: tuple[int, int], deep: bool) -> None:
-    with compiled(module):
-        assert_kernel_is_twin(*full_size(width, deep), torch.device("cpu"), poisoned, merge_trees)
+def test_is_the_twin_at_full_size(request: pytest.FixtureRequest, way: str, width: tuple[int, int], deep: bool) -> None:
+    assert_is_twin(request, way, *full_size(width, deep))
 
 
 def full_size(width: tuple[int, int], deep: bool) -> tuple[Trees, Trees]:
