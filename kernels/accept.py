@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.rows import Rows
+from redraft.kernels.trees_cpu import accept_compiled
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
 
 RUNNING, STOP, LENGTH = 0, 1, 2
@@ -53,8 +54,10 @@ def accept(
         active: [S+1] bool; cleared where a slot finishes.  Inactive slots keep their state.
         ends: [S+1, E] int64, the tokens that finish each slot, -1 where it has fewer; E may be 0.  Rows may lie apart.
     """
-    op = accept_kernel if use_triton(choice, tokens, length, limit, active, ends) else accept_twin
-    return op(rows, choice, tokens, length, limit, active, ends)
+    if use_triton(choice, tokens, length, limit, active, ends):
+        return accept_kernel(rows, choice, tokens, length, limit, active, ends)
+    made = accept_compiled(rows, choice, tokens, length, limit, active, ends)
+    return Committed(*made) if made else accept_twin(rows, choice, tokens, length, limit, active, ends)
 
 
 def accept_twin(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from redraft.kernels.trees_cpu import block_tree_compiled
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
 
 MAX_NODES = 63
@@ -51,10 +52,11 @@ def block_tree(anchor: Tensor, top_token: Tensor, top_logprob: Tensor, nodes: in
 
     Raises ``ValueError`` for a number of nodes out of range and for candidates whose shapes do not fit.
     """
-    fits = top_token.dim() == 3 and top_token.shape[2] <= MAX_CANDIDATES
-    if fits and use_triton(anchor, top_token, top_logprob):
-        return block_tree_kernel(anchor.contiguous(), top_token.contiguous(), top_logprob.contiguous(), nodes)
-    return block_tree_twin(anchor, top_token, top_logprob, nodes)
+    K = _sizes(anchor, top_token, top_logprob, nodes)[2]
+    inputs = anchor.contiguous(), top_token.contiguous(), top_logprob.contiguous()
+    if K <= MAX_CANDIDATES and use_triton(*inputs):
+        return block_tree_kernel(*inputs, nodes)
+    return block_tree_compiled(*inputs, nodes) or block_tree_twin(*inputs, nodes)
 
 
 def _sizes(anchor: Tensor, top_token: Tensor, top_logprob: Tensor, nodes: int) -> tuple[int, int, int, bool]:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch  # noqa: F401  # so that its OpenMP runtime is there before the library looks for one
 
-SOURCES = tuple(
-    Path(__file__).with_name(f"{name}_cpu.c") for name in ("fused", "attention", "linear", "layer", "vocab")
-)
+_NAMES = ("fused", "attention", "linear", "layer", "vocab", "ngram", "trees")
+SOURCES = tuple(Path(__file__).with_name(f"{name}_cpu.c") for name in _NAMES)
 HEADER = Path(__file__).with_name("math_cpu.h")
 # nothing that reorders or contracts floating point: the bits are those the source spells out
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -40,7 +39,14 @@ _ARGUMENTS = {
     "linear_product": [_P] * 5 + [_N] * 3,
     "greedy": [_P, _P, _N, _N, _I],
     "best_of_rows": [_P] * 5 + [_N] * 4 + [_I],
+    "ngram": [_P] * 5 + [_N] * 3 + [_P] * 3,
+    "block_tree": [_P] * 3 + [_N] * 5 + [_P] * 3,
+    "accept_rows": [_P] * 12 + [_N] * 6,
+    "pack_tree": [_P] * 5 + [_N] * 3 + [_P] * 4,
+    "merge_trees": [_P] * 9 + [_N] * 3,
 }
+_ANSWERS = ("ngram", "block_tree", "accept_rows", "pack_tree", "merge_trees")
+"""Those that say whether they did it."""
 
 
 @functools.cache
@@ -71,7 +77,7 @@ def _load(compiler: str, version: str, threads: tuple[str, ...]) -> ctypes.CDLL 
         return None
     for function, arguments in _ARGUMENTS.items():
         getattr(library, function).argtypes = arguments
-        getattr(library, function).restype = None
+        getattr(library, function).restype = _I if function in _ANSWERS else None
     library.linear_is_here.argtypes = []
     return library
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from redraft.kernels.trees_cpu import merge_trees_compiled
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
 
 MAX_WIDTH = 64
@@ -42,7 +43,7 @@ def merge_trees(first: _Tree, second: _Tree) -> _Tree:
     """
     if max(first[0].shape[1], second[0].shape[1]) <= MAX_WIDTH and use_triton(*first, *second):
         return merge_trees_kernel(_contiguous(first), _contiguous(second))
-    return merge_trees_twin(first, second)
+    return merge_trees_compiled(first, second) or merge_trees_twin(first, second)
 
 
 def _contiguous(tree: _Tree) -> _Tree:

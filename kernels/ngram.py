@@ -13,12 +13,14 @@ all matches, longer ones weighing more, in place of the longest match.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from redraft.kernels.trees_cpu import NgramRule, ngram_compiled
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
 
 RUN = 6
@@ -38,6 +40,8 @@ WINDOW = 2048
 _SHIFT = 20
 """A key is votes << _SHIFT | column: unique, and ties go to the newest occurrence."""
 _COLUMN = (1 << _SHIFT) - 1
+_WEIGHTS = (ctypes.c_int64 * RUN)(*WEIGHTS)
+"""For C."""
 _Triple = tuple[Tensor, Tensor, Tensor]
 
 
@@ -59,8 +63,12 @@ def ngram(
         comes the spine from the top, then its siblings.  A score estimates the probability that the node is accepted;
         -inf where there is no node and in inactive slots.
     """
-    op = ngram_kernel if use_triton(tokens, length, active, newest) else ngram_twin
-    return op(tokens, length, active, newest, max_nodes=max_nodes, context_bound=context_bound)
+    if use_triton(tokens, length, active, newest):
+        return ngram_kernel(tokens, length, active, newest, max_nodes=max_nodes, context_bound=context_bound)
+    D, C = _sizes(max_nodes, context_bound)
+    rule = NgramRule(_WEIGHTS, RECENT, RECENT_WEIGHT, ESCAPE, C, D, max_nodes)
+    made = ngram_compiled(tokens, length, active, newest, rule)
+    return made or ngram_twin(tokens, length, active, newest, max_nodes=max_nodes, context_bound=context_bound)
 
 
 def _sizes(max_nodes: int, context_bound: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from redraft.kernels.rows import Rows
+from redraft.kernels.trees_cpu import pack_tree_compiled
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_power_of_2, tl, use_triton
 
 MAX_NODES = 64
@@ -36,8 +37,10 @@ def pack_tree(
         length: [S+1] int64, committed tokens; the root's position is length - 1.
         R: rows of the round, at least the number of active slots.
     """
-    op = pack_tree_kernel if use_triton(cand_token, cand_parent, cand_score, active, length) else pack_tree_twin
-    return op(cand_token, cand_parent, cand_score, active, length, R)
+    if use_triton(cand_token, cand_parent, cand_score, active, length):
+        return pack_tree_kernel(cand_token, cand_parent, cand_score, active, length, R)
+    made = pack_tree_compiled(cand_token, cand_parent, cand_score, active, length, R)
+    return made or pack_tree_twin(cand_token, cand_parent, cand_score, active, length, R)
 
 
 def pack_tree_twin(

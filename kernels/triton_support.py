@@ -5,8 +5,9 @@ plain functions that nobody calls, so the torch twins and CPU paths work on any 
 
 Three names per op ``x``: ``x_twin`` (plain torch: fixed output shapes, no data-dependent op, runs under
 FakeTensorMode), ``x_kernel`` (checks what the Triton kernel assumes, then launches it) and ``x`` (the kernel for CUDA
-tensors, the CPU path otherwise).  With ``TRITON_INTERPRET=1`` in the environment before Triton's first import,
-``x_kernel`` takes CPU tensors and Triton interprets the kernel; ``x`` still takes the CPU path.
+tensors, the CPU path otherwise: the twin or, for ops over trees, ``x_compiled`` of trees_cpu.py where that can).  With
+``TRITON_INTERPRET=1`` in the environment before Triton's first import, ``x_kernel`` takes CPU tensors and Triton
+interprets the kernel; ``x`` still takes the CPU path.
 """
 
 from __future__ import annotations

@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from redraft.kernels.fused_cpu import load_fused
 
 SHARED_LIMIT = 99 * 1024
 """Bytes of shared memory a program may take on consumer cards (capabilities 86, 89 and 120)."""
@@ -28,6 +32,33 @@ def kernel_device() -> torch.device:
             "Triton compiles: it was imported before tests/conftest.py set TRITON_INTERPRET=1, or that is set to 0"
         )
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["compiled", "twin"])
+def cpu_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What an op over trees does on a CPU: a test runs with compiled C, and with plain torch as without a compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "twin":
+            patch.setattr("redraft.kernels.trees_cpu.load_fused", lambda: None)
+        elif load_fused() is None:
+            pytest.skip("no C compiler here, so the twins are all there is")
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Callable[[ModuleType], AbstractContextManager[None]]:
+    """``with compiled(module)``: that module's op has compiled C and no twin to leave anything to."""
+    if load_fused() is None:
+        pytest.skip("no C compiler here, so the twins are all there is")
+
+    @contextmanager
+    def alone(module: ModuleType) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("redraft.kernels.trees_cpu.load_fused", load_fused)
+            patch.setattr(module, f"{module.__name__.rpartition('.')[2]}_twin", None)
+            yield
+
+    return alone
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from redraft.kernels import accept as module
 from redraft.kernels.accept import LENGTH, RUNNING, STOP, Committed, accept, accept_kernel, accept_twin
 from redraft.kernels.pack_tree import pack_tree_twin
 from redraft.kernels.rows import Rows
@@ -118,17 +119,31 @@ def assert_committed(got: Committed, want: Committed) -> None:
         assert torch.equal(left, right), f"{field.name}: {left.tolist()} is not {right.tolist()}"
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=250, deadline=None)
 @given(rounds())
-def test_twin_is_the_literal_walk(r: Round) -> None:
+def test_is_the_literal_walk(r: Round) -> None:
     arguments = r.arguments()
-    got = accept_twin(*arguments)
+    got = accept(*arguments)
     want, tokens, length, active = expected(r)
     assert_committed(got, want)
     assert arguments[2].tolist()[:-1] == tokens[:-1]
     assert arguments[3].tolist() == length
     assert arguments[5].tolist() == active
     assert torch.equal(arguments[4], r.limit)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(r=rounds())
+def test_compiled_equals_twin(compiled, poisoned, r: Round) -> None:
+    ours, twins = r.arguments(), r.arguments()
+    with compiled(module), poisoned():
+        got = accept(*ours)
+    assert_committed(got, accept_twin(*twins))
+    # but for the trash slot's, of which the twin makes use
+    assert torch.equal(ours[2][:-1], twins[2][:-1])
+    for one, other in zip(ours[3:], twins[3:], strict=True):
+        assert torch.equal(one, other)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -154,6 +169,7 @@ def chain(limit: int = 100, eos: tuple[int, ...] = (), active: bool = True, T: i
     return Round(rows, choice, torch.full((2, T), 77), length, limits, on & active, ends)
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize(
     ("r", "tokens", "accepted", "finish"),
     [
@@ -193,6 +209,13 @@ def test_twin_needs_no_data_on_the_host() -> None:
         committed = accept_twin(rows, choice, tokens, length, length.clone(), active, ends)
         assert committed.path_row.shape == committed.tokens.shape == (4, 8)
         assert committed.count.shape == (4,)
+
+
+@pytest.mark.usefixtures("cpu_path")
+def test_slots_rows_beyond_the_round_are_an_error_of_torchs() -> None:
+    rows, *state = chain().arguments()
+    with pytest.raises((RuntimeError, IndexError), match="out of"):
+        accept(dataclasses.replace(rows, first_row=rows.first_row + 10**9), *state)
 
 
 def test_kernel_names_the_argument_it_cannot_take(kernel_device: torch.device) -> None:

@@ -25,6 +25,7 @@ ANY = st.floats(-9.0, 0.0, width=32)
 ODD = st.sampled_from([-math.inf, math.nan, 1e-7])
 """What is absent, and what rounding put above 0."""
 NODES = st.integers(1, 20) | st.just(MAX_NODES)
+pytestmark = pytest.mark.usefixtures("cpu_path")
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""block_tree's kernel against its twin, which other tests hold against the definition."""
+"""block_tree's kernel and compiled C against their twin, which other tests hold against the definition."""
 
 import math
 
@@ -30,13 +30,13 @@ def candidates(draw: st.DrawFn) -> Inputs:
     return torch.arange(1, N + 1), 100 + torch.arange(N * D * K).view(N, D, K), logprob
 
 
-def assert_kernel_is_twin(inputs: Inputs, nodes: int, device: torch.device, poisoned) -> None:
+def assert_kernel_is_twin(inputs: Inputs, nodes: int, device: torch.device, poisoned, run=block_tree_kernel) -> None:
     """Nodes and order to the byte, for costs are summed alike; scores but for the last place of an exponential."""
     wanted = block_tree_twin(*inputs, nodes)
     moved = [tensor.to(device) for tensor in inputs]
     copies = [tensor.clone() for tensor in moved]
     with poisoned():
-        token, parent, score = (tensor.cpu() for tensor in block_tree_kernel(*moved, nodes))
+        token, parent, score = (tensor.cpu() for tensor in run(*moved, nodes))
     absent = wanted[2] == -math.inf
     assert token.dtype == parent.dtype == torch.int64
     assert torch.equal(token, wanted[0].masked_fill(absent, 0))
@@ -68,6 +68,27 @@ def test_kernel_is_the_twin_at_full_size(
     logprob = -torch.randint(0, 9, shape) / 4
     inputs = (torch.tensor([7, 9]), torch.randint(0, 2**40, (2, depths, width)), logprob)
     assert_kernel_is_twin(inputs, nodes, kernel_device, poisoned)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(inputs=candidates(), nodes=st.integers(1, MAX_NODES))
+def test_compiled_is_the_twin(compiled, poisoned, inputs: Inputs, nodes: int) -> None:
+    with compiled(module):
+        assert_kernel_is_twin(inputs, nodes, torch.device("cpu"), poisoned, module.block_tree)
+
+
+@pytest.mark.parametrize(("depths", "width", "nodes"), [(15, 8, 15), (16, 8, MAX_NODES), (1, 70, 63), (3, 17, 1)])
+@pytest.mark.parametrize("paired", [False, True])
+def test_compiled_is_the_twin_at_full_size(
+    compiled, poisoned, depths: int, width: int, nodes: int, paired: bool
+) -> None:
+    torch.manual_seed(depths)
+    shape = (2, depths, width, width) if paired else (2, depths, width)
+    tokens = torch.randint(0, 2**40, (2, depths, width))
+    for logprob in (-torch.randint(0, 9, shape) / 4, torch.randn(shape)):
+        inputs = (torch.tensor([7, 9]), tokens, logprob)
+        with compiled(module):
+            assert_kernel_is_twin(inputs, nodes, torch.device("cpu"), poisoned, module.block_tree)
 
 
 @pytest.mark.parametrize("width", [4, MAX_CANDIDATES + 1])

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redraft.kernels.block_tree import block_tree
 
+pytestmark = pytest.mark.usefixtures("cpu_path")
 Table = list[list[list[float]]]
 """[D][K][K] log-probabilities of candidate c behind candidate p."""
 

@@ -1,6 +1,7 @@
 """merge_trees against a literal merge of tries with dictionaries, over trees that good and broken drafts make."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ def best_of_paths(*trees: Tree) -> dict[Path, float]:
     return best
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=300, deadline=None)
 @given(pairs())
 @example(([([ROOT, 1, 1, 2], [0, 0, 0, 2], [1.0] * 4)], [([ROOT, 1, 2, 0], [0, 0, 1, 2], [1.0] * 4)]))
@@ -104,29 +106,35 @@ def test_is_the_literal_merge(rows: tuple[list[Tree], list[Tree]]) -> None:
         torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("way", ["kernel", "compiled"])
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=pairs())
 @example(([([ROOT, 1, 1, 2], [0, 0, 0, 2], [1.0] * 4)], [([ROOT, 1, 2, 0], [0, 0, 1, 2], [1.0] * 4)]))
 @example(([([ROOT], [0], [math.nan])], [([ROOT, 1], [0, 0], [1.0, math.nan])]))
 @example(([([ROOT, 1], [0, 0], [1.0, math.nan])], [([ROOT], [0], [math.nan])]))
-def test_kernel_is_the_twin(kernel_device: torch.device, poisoned, rows: tuple[list[Tree], list[Tree]]) -> None:
-    assert_kernel_is_twin(*map(stack, rows), kernel_device, poisoned)
+def test_is_the_twin(request: pytest.FixtureRequest, way: str, rows: tuple[list[Tree], list[Tree]]) -> None:
+    assert_is_twin(request, way, *map(stack, rows))
 
 
-def assert_kernel_is_twin(first: Trees, second: Trees, device: torch.device, poisoned) -> None:
+def assert_is_twin(request: pytest.FixtureRequest, way: str, first: Trees, second: Trees) -> None:
+    device = request.getfixturevalue("kernel_device") if way == "kernel" else torch.device("cpu")
     moved = [tuple(tensor.to(device) for tensor in tree) for tree in (first, second)]
-    with poisoned():
-        merged = merge_trees_kernel(*moved)
+    alone = nullcontext() if way == "kernel" else request.getfixturevalue("compiled")(module)
+    with alone, request.getfixturevalue("poisoned")():
+        merged = (merge_trees_kernel if way == "kernel" else merge_trees)(*moved)
     for found, wanted in zip(merged, merge_trees_twin(first, second), strict=True):
         assert found.dtype == wanted.dtype
         torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("way", ["kernel", "compiled"])
 @pytest.mark.parametrize("width", [(MAX_WIDTH, MAX_WIDTH), (33, 16), (5, 63)])
 @pytest.mark.parametrize("deep", [False, True])
-def test_kernel_is_the_twin_at_full_size(
-    kernel_device: torch.device, poisoned, width: tuple[int, int], deep: bool
-) -> None:
+def test_is_the_twin_at_full_size(request: pytest.FixtureRequest, way: str, width: tuple[int, int], deep: bool) -> None:
+    assert_is_twin(request, way, *full_size(width, deep))
+
+
+def full_size(width: tuple[int, int], deep: bool) -> tuple[Trees, Trees]:
     """Deep: chains with some second children; else trees that are wide.  Few tokens, so that many paths are shared."""
     torch.manual_seed(sum(width))
 
@@ -141,7 +149,7 @@ def test_kernel_is_the_twin_at_full_size(
         token = torch.randint(0, 40, (2, nodes)).clamp(min=38) if deep else torch.randint(0, 3, (2, nodes))
         return token, parent.clamp(min=0), torch.where(score > 0, score, -math.inf)
 
-    assert_kernel_is_twin(tree(width[0]), tree(width[1]), kernel_device, poisoned)
+    return tree(width[0]), tree(width[1])
 
 
 @pytest.mark.parametrize("width", [5, MAX_WIDTH + 1])
@@ -206,6 +214,7 @@ def chain(tokens: list[int]) -> Tree:
     return [ROOT, *tokens], [0, *range(len(tokens))], [1.0] * (len(tokens) + 1)
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 62, 63])
 @pytest.mark.parametrize("longer", [0, 1, 20])
 def test_chains_share_what_comes_before_their_difference(length: int, longer: int) -> None:
@@ -221,6 +230,7 @@ def test_chains_share_what_comes_before_their_difference(length: int, longer: in
             assert (found[2] > -math.inf).sum() == 1 + len(one) + len(other) - difference
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_children_hang_on_the_node_that_takes_over_and_the_larger_score_stays() -> None:
     first = stack([([ROOT, 1, 2], [0, 0, 0], [1.0, 0.5, 0.25])])
     second = stack([([ROOT, 2, 3, 1], [0, 0, 1, 0], [1.0, 0.75, 0.5, 0.125])])
@@ -230,6 +240,7 @@ def test_children_hang_on_the_node_that_takes_over_and_the_larger_score_stays() 
     assert score.tolist() == [[1.0, 0.5, 0.75, -math.inf, 0.5, -math.inf]]
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_absent_nodes_do_not_match() -> None:
     """Neither does what hangs below them."""
     first = stack([([ROOT, 2, 1], [0, 0, 1], [1.0, -math.inf, 0.5])])
@@ -239,6 +250,7 @@ def test_absent_nodes_do_not_match() -> None:
     assert score.tolist() == [[1.0, -math.inf, 0.5, -math.inf, 0.5]]
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize("token", [-3, -2, -1, 0, ROOT])
 def test_no_token_passes_for_the_root_or_for_an_absent_node(token: int) -> None:
     absent, present = (stack([([ROOT, token], [0, 0], [1.0, score])]) for score in (-math.inf, 0.5))
@@ -247,6 +259,7 @@ def test_no_token_passes_for_the_root_or_for_an_absent_node(token: int) -> None:
     assert merge_trees(present, present)[2].tolist() == [[1.0, 0.5, -math.inf]]
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12).flatmap(trees))
 def test_a_root_alone_changes_nothing(tree: Tree) -> None:
@@ -262,6 +275,15 @@ def test_needs_no_data_on_the_host() -> None:
         token, parent, score = merge_trees(first, second)
     assert token.shape == parent.shape == score.shape == (3, 25)
     assert (token.dtype, parent.dtype, score.dtype) == (torch.int64, torch.int64, torch.float32)
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.parametrize("parent", [-1, 9, 2**40])
+def test_parents_beyond_the_tree_are_an_error_of_torchs(parent: int) -> None:
+    good, bad = stack([chain([1, 2])]), stack([([ROOT, 1, 2], [0, 0, parent], [1.0] * 3)])
+    for first, second in ((good, bad), (bad, good)):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            merge_trees(first, second)
 
 
 def test_refuses_trees_that_do_not_fit() -> None:

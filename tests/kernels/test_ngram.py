@@ -1,7 +1,9 @@
 """ngram against a literal search with dictionaries and exact fractions; twin against Triton kernel; odd slots."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from fractions import Fraction
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from redraft.kernels.pack_tree import pack_tree_twin
 VOCAB = 6
 TEXTS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30)
 Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Alone = Callable[[ModuleType], AbstractContextManager[None]]
 
 
 def state(texts: list[list[int]], capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,7 +72,7 @@ def search(text: list[int], max_nodes: int) -> list[tuple[int, int, Fraction]]:
 
 def assert_is_search(texts: list[list[int]], capacity: int, max_nodes: int, context_bound: int) -> None:
     tokens, length, active, newest = state(texts, capacity)
-    token, parent, score = ngram_twin(tokens, length, active, newest, max_nodes=max_nodes, context_bound=context_bound)
+    token, parent, score = ngram(tokens, length, active, newest, max_nodes=max_nodes, context_bound=context_bound)
     assert token.shape == parent.shape == score.shape == (len(texts) + 1, max_nodes + 1)
     for slot, text in enumerate(texts):
         nodes = [(text[-1], 0, Fraction(1)), *search(text, max_nodes)]
@@ -85,6 +88,7 @@ def assert_is_search(texts: list[list[int]], capacity: int, max_nodes: int, cont
     assert (parent >= 0).all()
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, op.MAX_NODES), st.integers(0, 20))
 def test_is_the_definition(texts: list[list[int]], max_nodes: int, spare: int) -> None:
@@ -92,6 +96,7 @@ def test_is_the_definition(texts: list[list[int]], max_nodes: int, spare: int) -
     assert_is_search(texts, longest + spare // 2, max_nodes, longest + spare)
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=20, deadline=None)
 @given(TEXTS, st.integers(1, 12))
 def test_window_and_recent_are_bounded(text: list[int], max_nodes: int) -> None:
@@ -101,19 +106,22 @@ def test_window_and_recent_are_bounded(text: list[int], max_nodes: int) -> None:
         assert_is_search([text], len(text), max_nodes, len(text))
 
 
+@pytest.mark.usefixtures("cpu_path")
 @pytest.mark.parametrize("text", [[3], [3, 3], [3, 4], [0, 0, 0], [5, 0]], ids=str)
 def test_short_text_at_capacity(text: list[int]) -> None:
     assert_is_search([text], len(text), 7, len(text))
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_loop_is_drafted_to_full_depth() -> None:
     """A text that repeats itself: the spine must go on past the text's end, not stop where the copy runs out."""
-    token, parent, score = ngram_twin(*state([[1, 2, 3] * 5], 15), max_nodes=8, context_bound=15)
+    token, parent, score = ngram(*state([[1, 2, 3] * 5], 15), max_nodes=8, context_bound=15)
     assert token[0].tolist() == [3, 1, 2, 3, 1, 2, 3, 1, 2]
     assert parent[0].tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7]
     assert score[0, -1] > 0.5
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=15, deadline=None)
 @given(TEXTS, st.integers(1, 9), st.integers(1, 3000))
 def test_answer_does_not_depend_on_bound_or_company(text: list[int], max_nodes: int, more: int) -> None:
@@ -137,6 +145,63 @@ def test_pack_tree_takes_the_candidates() -> None:
     rows = pack_tree_twin(*tree, active, length, 7)
     assert rows.row_count.tolist() == [6, 1, 0]
     assert rows.token[:4].tolist() == [1, 2, 3, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1, max_size=3),
+    st.integers(1, op.MAX_NODES),
+    st.integers(0, 9),
+)
+def test_compiled_is_twin(compiled: Alone, texts: list[list[int]], max_nodes: int, spare: int) -> None:
+    assert_compiled_is_twin(compiled, state(texts, max(map(len, texts))), max_nodes, max(map(len, texts)) + spare)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 30, 400])
+@pytest.mark.parametrize("window", [33, 300, 2048])
+def test_compiled_is_twin_beyond_the_window(
+    compiled: Alone, monkeypatch: pytest.MonkeyPatch, window: int, tokens: int
+) -> None:
+    monkeypatch.setattr(op, "WINDOW", window)
+    torch.manual_seed(window)
+    recent = range(op.RECENT - 1, op.RECENT + 4)
+    texts = [torch.randint(0, tokens, (n,)).tolist() for n in (2500, window + 1, window, window - 1, 1, *recent)]
+    tensors = state(texts, 2500)
+    newest = torch.randint(-9, 9999, (len(texts) + 1, tokens), dtype=torch.int32)
+    for max_nodes in (1, 7, op.MAX_NODES):
+        assert_compiled_is_twin(compiled, (*tensors[:3], newest), max_nodes, 2500)
+
+
+def assert_compiled_is_twin(
+    compiled: Alone, tensors: tuple[Tensor, Tensor, Tensor, Tensor], max_nodes: int, context_bound: int
+) -> None:
+    """To the bit, absent nodes included, in active slots."""
+    expected = ngram_twin(*tensors, max_nodes=max_nodes, context_bound=context_bound)
+    with compiled(op):
+        found = ngram(*tensors, max_nodes=max_nodes, context_bound=context_bound)
+    active = tensors[2]
+    for one, other in zip(expected, found, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one[active], other[active])
+    assert torch.equal(expected[2], found[2])
+    assert (found[0][~active] == 0).all()
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.parametrize("wrong", [VOCAB, -1, 2**40])
+def test_strange_ids_are_what_torch_makes_of_them(wrong: int) -> None:
+    """Torch says what is wrong with an id beyond the vocabulary; a negative one is no text."""
+    tensors = state([[1, 2, 3, 1, wrong, 1, 2]], 10)
+    if wrong > 0:
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            ngram(*tensors, max_nodes=5, context_bound=10)
+    else:
+        for one, other in zip(
+            ngram(*tensors, max_nodes=5, context_bound=10),
+            ngram_twin(*tensors, max_nodes=5, context_bound=10),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -177,7 +242,7 @@ def test_twin_has_fixed_shapes() -> None:
 
 
 @pytest.mark.parametrize("max_nodes", [0, 64])
-@pytest.mark.parametrize("run", [ngram_twin, ngram_kernel])
+@pytest.mark.parametrize("run", [ngram, ngram_twin, ngram_kernel])
 def test_refuses_trees_it_cannot_make(run: Run, max_nodes: int) -> None:
     with pytest.raises(ValueError, match="max_nodes must be 1 to 63"):
         run(*state([[1]], 4), max_nodes=max_nodes, context_bound=4)

@@ -100,11 +100,12 @@ def assert_same(got: Rows, want: Rows) -> None:
         assert torch.equal(left, right), f"{field.name}: {left.tolist()} is not {right.tolist()}"
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=150, deadline=None)
 @given(forests())
-def test_twin_is_the_literal_selection(inputs: Inputs) -> None:
+def test_is_the_literal_selection(inputs: Inputs) -> None:
     copies = [x.clone() for x in inputs[:-1]]
-    assert_same(pack_tree_twin(*inputs), expected(*inputs))
+    assert_same(pack_tree(*inputs), expected(*inputs))
     for name, before, after in zip(("token", "parent", "score", "active", "length"), copies, inputs[:-1], strict=True):
         assert torch.equal(before.nan_to_num(7.0), after.nan_to_num(7.0)), f"{name} was written to"
 
@@ -125,12 +126,39 @@ def test_selection_contains_every_ancestor_and_every_active_root(inputs: Inputs)
     assert parent.shape[1] >= int(rows.row_count.max())
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(inputs=forests())
+def test_compiled_equals_twin(compiled, poisoned, inputs: Inputs) -> None:
+    with compiled(module), poisoned():
+        got = pack_tree(*inputs)
+    assert_same(got, pack_tree_twin(*inputs))
+
+
+@pytest.mark.parametrize("R", [1, 63, 64, 65, 700, 2111, 5000])
+def test_compiled_equals_twin_at_full_size(compiled, R: int) -> None:
+    """Few different scores, so that the cut goes through ties, of unlike bits too, and inactive slots in between."""
+    torch.manual_seed(R)
+    S, W = 64, module.MAX_NODES
+    parent = torch.randint(0, 10**6, (S + 1, W)) % torch.arange(W).clamp(min=1)
+    score = torch.randint(-2, 40, (S + 1, W)) / 16
+    score[score < 0] = -math.inf
+    for at, odd in ((1, -0.0), (36, torch.finfo(torch.float32).max), (37, math.inf), (38, math.nan)):
+        score[score == at / 16] = odd
+    active = torch.rand(S + 1) < min(0.8, R / 100)
+    active[S] = False
+    inputs = (torch.randint(0, 2**40, (S + 1, W)), parent, score, active, torch.randint(1, 999, (S + 1,)), R)
+    with compiled(module):
+        got = pack_tree(*inputs)
+    assert_same(got, pack_tree_twin(*inputs))
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(inputs=forests())
 def test_kernel_equals_twin(kernel_device: torch.device, inputs: Inputs) -> None:
     assert_same(pack_tree_kernel(*on(kernel_device, inputs)), pack_tree_twin(*inputs))
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_full_size_chain_and_many_padding_rows(kernel_device: torch.device) -> None:
     W = 64
     chain = torch.arange(-1, W - 1).clamp(min=0).repeat(3, 1)
@@ -138,10 +166,11 @@ def test_full_size_chain_and_many_padding_rows(kernel_device: torch.device) -> N
     active, length = torch.tensor([True, True, False]), torch.tensor([9, 4, 1])
     inputs = (torch.arange(3 * W).view(3, W), chain, score, active, length, 270)
     want = expected(*inputs)
-    assert_same(pack_tree_twin(*inputs), want)
+    assert_same(pack_tree(*inputs), want)
     assert_same(pack_tree_kernel(*on(kernel_device, inputs)), want)
 
 
+@pytest.mark.usefixtures("cpu_path")
 def test_ties_go_to_the_lower_slot_then_to_the_lower_candidate(kernel_device: torch.device) -> None:
     """-0 ties with 0, although its bits do not, and what outscores its parent ties with the parent."""
     parent = torch.tensor([[0, 0, 0, 2], [0, 0, 1, 0], [0, 0, 0, 0]])
@@ -149,10 +178,20 @@ def test_ties_go_to_the_lower_slot_then_to_the_lower_candidate(kernel_device: to
     active, length = torch.tensor([True, True, False]), torch.tensor([1, 1, 1])
     for R, chosen in ((4, [[0, 1], [0, 3]]), (5, [[0, 1, 2], [0, 3]]), (6, [[0, 1, 2, 3], [0, 3]])):
         inputs = (torch.arange(4).repeat(3, 1), parent, score, active, length, R)
-        for rows in (pack_tree_twin(*inputs), pack_tree_kernel(*on(kernel_device, inputs))):
+        for rows in (pack_tree(*inputs), pack_tree_kernel(*on(kernel_device, inputs))):
             assert [rows.token[rows.slot == slot].tolist() for slot in (0, 1)] == chosen
 
 
+@pytest.mark.usefixtures("cpu_path")
+def test_an_infinite_score_counts_as_the_greatest_number(kernel_device: torch.device) -> None:
+    parent = torch.zeros(2, 3, dtype=torch.int64)
+    score = torch.tensor([[1.0, torch.finfo(torch.float32).max, math.inf]]).repeat(2, 1)
+    inputs = (torch.arange(3).repeat(2, 1), parent, score, torch.tensor([True, False]), torch.tensor([1, 1]), 2)
+    for rows in (pack_tree(*inputs), pack_tree_kernel(*on(kernel_device, inputs))):
+        assert rows.token.tolist() == [0, 1]
+
+
+@pytest.mark.usefixtures("cpu_path")
 def test_budget_goes_to_the_slot_whose_draft_is_surer() -> None:
     parent = torch.tensor([[0, 0, 1], [0, 0, 1], [0, 0, 0]])
     score = torch.tensor([[1.0, 0.2, 0.1], [1.0, 0.9, 0.8], [0.0, 0.0, 0.0]])
@@ -170,6 +209,14 @@ def test_twin_needs_no_data_on_the_host(R: int) -> None:
         assert rows.path.shape == (R, 8)
         assert rows.token.shape == (R,)
         assert rows.row_count.shape == (4,)
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.parametrize("wrong", [-1, 3, 2**40])
+def test_parents_beyond_the_tree_are_an_error_of_torchs(wrong: int) -> None:
+    parent = torch.tensor([[0, 0, wrong], [0, 0, 0]])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        pack_tree(parent, parent, torch.ones(2, 3), torch.tensor([True, False]), torch.tensor([3, 1]), 4)
 
 
 def test_kernel_names_the_argument_it_cannot_take(kernel_device: torch.device) -> None:
