@@ -26,8 +26,8 @@ from redraft.server.engine.draft_resolve import ResolvedDraft, default_draft
 from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.types import RedraftError
 
-MAX_NODES = {"cpu": 7, "cuda": 15}
-"""Drafted nodes per request and round: on the CPU 8 rows cost little more than 4 (docs/log.md)."""
+MAX_NODES = {"cpu": 11, "cuda": 15}
+"""Drafted nodes per request and round: on a CPU 12 rows cost little more than one (docs/log.md)."""
 
 Make = Callable[[Tensor, Callable[[], Tensor], int], Drafter]
 """Of the target's embedding [V, H], what reads its head [V, H] if that is wanted, and the bound of positions."""

@@ -61,14 +61,14 @@ def refusal(config: EngineConfig, folder: Path) -> str:
 def test_a_folder_serves_with_ngram_lookup_beside_it_or_alone(config: EngineConfig, draft: Path) -> None:
     both = choose(config, draft=str(draft))
     assert both.why == "draft: mine, as asked, with n-gram lookup in the same tree"
-    assert (both.nodes, both.candidates) == (7, 14)
+    assert (both.nodes, both.candidates) == (11, 22)
     alone = choose(config, draft=str(draft), draft_ngram=False, draft_branch=1, max_nodes=5)
     assert alone.why == "draft: mine, as asked"
     assert (alone.nodes, alone.candidates) == (5, 5)
     embedding = torch.zeros(512, 64)
     merged, block = (choice.make(embedding, lambda: embedding, 64) for choice in (both, alone))
     assert isinstance(merged, MergedDrafter)
-    assert merged.max_nodes == 14
+    assert merged.max_nodes == 22
     assert isinstance(block, DFlashDrafter)
     assert (block.max_nodes, block.branch) == (5, 1)
     assert block.context == merged.context == both.context
@@ -80,7 +80,7 @@ def test_an_eagle3_draft_serves_by_what_its_config_says(
     folder = random_draft(Path(config.target), kind="eagle3", into=tmp_path / "e", kept=range(40), steps=3)
     both = choose(config, draft=str(folder))
     assert both.why == "draft: e, as asked, with n-gram lookup in the same tree"
-    assert (both.nodes, both.candidates, both.context.reach, both.context.layers) == (7, 14, 1 + 2 * 4, 2)
+    assert (both.nodes, both.candidates, both.context.reach, both.context.layers) == (11, 22, 1 + 2 * 4, 2)
     alone = choose(config, draft=str(folder), draft_ngram=False, draft_branch=1, max_nodes=5)
     chain = alone.make(torch.zeros(512, 64), lambda: pytest.fail("its head is its own"), 64)
     assert isinstance(chain, Eagle3Drafter)

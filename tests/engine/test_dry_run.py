@@ -163,7 +163,7 @@ def test_no_recorded_pass_takes_more_than_was_measured_for_them(config: EngineCo
             engine.step()
     while engine.busy:
         engine.step()
-    assert any(plan.prefill for plan in (*engine.graphs.recorded, *engine.graphs.seen))
+    assert any(plan.prefill for _, plan in (*engine.graphs.recorded, *engine.graphs.seen))
     everything_at_once, recordings = needed
     assert 0 < max(seen.values()) <= recordings <= everything_at_once
 

@@ -64,6 +64,7 @@ def _ops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redraft.kernels.layer_ops.load_fused", lambda: None)
     monkeypatch.setattr("redraft.kernels.attention.load_fused", lambda: None)
     monkeypatch.setattr("redraft.kernels.trees_cpu.load_fused", lambda: None)
+    monkeypatch.setattr("redraft.kernels.vocab_cpu.load_fused", lambda: None)
     monkeypatch.setattr("redraft.server.engine.round.sample", sample_twin)
     monkeypatch.setattr("redraft.server.engine.round.compact_kv", compact_kv_twin)
 

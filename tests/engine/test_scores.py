@@ -168,7 +168,7 @@ def test_of_prompts_have_the_same_bytes_however_the_prompt_is_cut(
     silent = [Request(f"s{n}", LONG[n:60], replace(params, logprobs=None, prompt_logprobs=None)) for n in range(3)]
     told = decode(tight, [silent[0], *requests, *silent[1:]])
     assert {name: told[name] for name in expected} == expected
-    assert any(plan.prefill for plan in tight.graphs.recorded) == bool(lag)
+    assert any(plan.prefill for _, plan in tight.graphs.recorded) == bool(lag)
     assert tight.scheduler.preemptions > 0
     assert not tight.prompt_scores._found
 
