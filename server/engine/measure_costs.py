@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -65,6 +65,11 @@ def cost_table(measurement: Measurement, most_rows: int, identity: str) -> tuple
     return table, f"measured in {time.perf_counter() - begun:.1f} s"
 
 
+def rising(seconds: Sequence[float]) -> list[float]:
+    """``seconds`` of ever more of something, none above a later one: what is was other work on the machine."""
+    return [min(seconds[number:]) for number in range(len(seconds))]
+
+
 class Measurement:
     """Measures one engine's passes and drafts, while nothing else uses its state."""
 
@@ -97,6 +102,7 @@ class Measurement:
                     break
                 sizes.append(rows)
                 passes.append(self._seconds(self._pass(0, rows)))
+            passes = rising(passes)
             per_request, per_row = self._attention(min(CONTEXT, room - SHARED), sizes, passes)
         requests, drafts = list[int](), list[float]()
         count = 1
@@ -107,7 +113,13 @@ class Measurement:
                 drafts.append(self._seconds(partial(self.drafter.propose, self.state.draft, bounds)))
             count = min(2 * count, self.state.slots) if count < self.state.slots else count + 1
         return CostTable(
-            tuple(sizes), tuple(passes), per_request, per_row, tuple(requests), tuple(drafts), self._rest(passes[0])
+            tuple(sizes),
+            tuple(passes),
+            per_request,
+            per_row,
+            tuple(requests),
+            tuple(rising(drafts)),
+            self._rest(passes[0]),
         )
 
     def confirms(self, table: CostTable) -> bool:
