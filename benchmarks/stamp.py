@@ -21,12 +21,13 @@ SECRETS = ("--api-key",)
 def stamp(command: Sequence[str], gpu: str | None = None) -> dict[str, Any]:
     """``date``, ``command``, ``commit``, ``dirty``, ``versions`` and ``machine`` for a benchmark's JSON.
 
-    ``command`` is the command line by words; ``gpu`` the name of the device measured on, if it was one.
+    ``command`` is the command line by words, of which places on this machine are told by name alone; ``gpu`` the name
+    of the device measured on, if it was one.
     """
     commit, dirty = _commit(Path(__file__).resolve().parent)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(without_secrets(command)),
+        "command": shlex.join(without_places(without_secrets(command))),
         "commit": commit,
         "dirty": dirty,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -43,6 +44,18 @@ def without_secrets(command: Sequence[str]) -> list[str]:
             kept.append("***")
         else:
             kept.append(f"{name}=***" if equals and name in SECRETS else word)
+    return kept
+
+
+def without_places(command: Sequence[str]) -> list[str]:
+    """The command line with absolute paths cut down to their names: results are passed on, and folders are private."""
+    kept: list[str] = []
+    for word in command:
+        option, equals, value = word.partition("=")
+        is_option = bool(equals) and option.startswith("-")
+        path = Path(value if is_option else word)
+        named = path.name or path.anchor
+        kept.append(word if not path.is_absolute() else f"{option}={named}" if is_option else named)
     return kept
 
 

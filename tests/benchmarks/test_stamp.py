@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from redraft.benchmarks import stamp as module
-from redraft.benchmarks.stamp import stamp, without_secrets
+from redraft.benchmarks.stamp import stamp, without_places, without_secrets
 
 
 def test_says_command_machine_and_versions() -> None:
@@ -28,6 +28,22 @@ def test_keys_are_struck_out() -> None:
         "m",
     ]
     assert without_secrets(["--api-key=abc"]) == ["--api-key=***"]
+
+
+def test_places_are_told_by_name_alone() -> None:
+    given = ["bench", "--prompts", "/home/me/a file.jsonl", "--results=/srv/results/", "benchmarks/results", "/"]
+    assert without_places(given) == [
+        "bench",
+        "--prompts",
+        "a file.jsonl",
+        "--results=results",
+        "benchmarks/results",
+        "/",
+    ]
+    assert stamp(given)["command"] == "bench --prompts 'a file.jsonl' --results=results benchmarks/results /"
+    # an address is no place on this machine, nor is a name with an equals sign in it
+    kept = ["--url", "http://127.0.0.1:8000/v1", "--url=http://localhost/", "a=/b"]
+    assert without_places(kept) == kept
 
 
 @pytest.mark.parametrize(("name", "known"), [("redraft", True), ("another", False)])
