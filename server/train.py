@@ -29,7 +29,7 @@ from redraft.drafts.training.sft import Sft
 from redraft.drafts.training.tap_cache import TapCache
 from redraft.drafts.training.together import ALONE, Together
 from redraft.server.engine.draft_errors import as_redraft_error
-from redraft.server.engine.hardware import choose_device, choose_dtype
+from redraft.server.engine.hardware import choose_device, choose_training_dtype
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.resolve import ResolvedTarget
 from redraft.server.engine.target.spec import TargetSpec, read_spec
@@ -94,10 +94,12 @@ def train_draft(
     with as_redraft_error(), gathered(device) as together:
         spec = read_spec(Path(target.path))
         place, why_place = choose_device(device)
-        # measured on a CPU with AVX512-BF16: fp32 products of many rows take half of bf16's time (docs/log.md)
-        kind, _ = choose_dtype("fp32" if dtype == "auto" and place.type == "cpu" else dtype, place)
-        shared = f", in {together.size} processes" if together.size > 1 else ""
-        say(f"{why_place}; training in {str(kind).removeprefix('torch.')}{shared}")
+        kind, why_kind = choose_training_dtype(dtype, place)
+        # processes keep the same weights because they compute the same
+        if together.any(kind == torch.float32) and kind != torch.float32:
+            kind, why_kind = torch.float32, "dtype: fp32, since another process has found bf16 not to be faster"
+        shared = f"; training in {together.size} processes" if together.size > 1 else ""
+        say(f"{why_place}; {why_kind}{shared}")
         encode = ChatEncode(TextTokenizer.from_folder(Path(target.path)), spec.eos_token_ids[0])
         texts = read_texts(data, encode, spec.vocab, settings.max_length)
         held_out = development(read_texts(dev, encode, spec.vocab, settings.max_length), options) if dev else []

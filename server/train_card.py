@@ -34,6 +34,7 @@ def card(target: ResolvedTarget, run: Run, data: Sequence[Path], start: Checkpoi
         **({"processes": run.together.size} if run.together.size > 1 else {}),
         "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
         "settings": run.settings.asked,
+        "dtype": str(run.teacher.embedding.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         **before,
     }

@@ -42,7 +42,9 @@ States = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "bf16", "fp32"],
-    typer.Option(help="Of the target's passes; auto: bf16 on a GPU, fp32 on a CPU, where it is faster."),
+    typer.Option(
+        help="Of products; a draft's weights stay fp32. auto: bf16 on a GPU; on a CPU what is measured to be faster."
+    ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Updates of the weights; may be changed when a run goes on.")]
 Batch = Annotated[int, typer.Option(min=1, help="Texts an update.")]

@@ -17,7 +17,7 @@ from redraft.benchmarks.headline.runs import require_known
 from redraft.benchmarks.headline.train import Bench, train_arm
 from redraft.benchmarks.stamp import stamp
 from redraft.drafts.training.data import read_texts
-from redraft.server.engine.hardware import choose_device, choose_dtype
+from redraft.server.engine.hardware import choose_device, choose_training_dtype
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.resolve import resolve_target
 from redraft.server.engine.target.spec import read_spec
@@ -62,7 +62,7 @@ def prepare(options: argparse.Namespace) -> tuple[Bench, list[Answers]]:
     folder = Path(target.path)
     spec = read_spec(folder)
     device, _ = choose_device(options.device)
-    dtype, _ = choose_dtype("fp32" if options.dtype == "auto" and device.type == "cpu" else options.dtype, device)
+    dtype, _ = choose_training_dtype(options.dtype, device)
     encode = ChatEncode(TextTokenizer.from_folder(folder), spec.eos_token_ids[0])
     texts = read_texts(options.data, encode, spec.vocab, options.max_length)
     held_out = read_texts(options.dev, encode, spec.vocab, options.max_length)

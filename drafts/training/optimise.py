@@ -38,15 +38,27 @@ class Schedule:
 class Optimiser:
     """Muon for the matrices and AdamW for the norms, or AdamW for all, behind one step."""
 
-    def __init__(self, module: nn.Module, kind: str, rate: float, weight_decay: float) -> None:
-        """``kind`` is ``muon`` or ``adamw``; ``rate`` is the peak, on AdamW's scale for both."""
+    def __init__(
+        self,
+        module: nn.Module,
+        kind: str,
+        rate: float,
+        weight_decay: float,
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        """``kind`` is ``muon`` or ``adamw``; ``rate`` is the peak, on AdamW's scale for both.
+
+        ``products``: what Muon multiplies in.
+        """
         named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.names = {id(parameter): name for name, parameter in named.items()}
         matrices = [p for p in named.values() if p.dim() == 2]
         rest = [p for p in named.values() if p.dim() != 2]
         self.parts: list[torch.optim.Optimizer] = []
         if kind == "muon":
-            self.parts.append(StackedMuon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            muon = StackedMuon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon.products = products
+            self.parts.append(muon)
             self.parts.append(torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), foreach=False))
         else:
             groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -92,7 +92,8 @@ class Run(ABC):
 
     def __post_init__(self) -> None:
         """Resume from ``out`` if there is a save; ``DraftError`` if it belongs to another run."""
-        self.optimiser = Optimiser(self.module, self.settings.optimiser, self.settings.rate, self.settings.weight_decay)
+        settings, products = self.settings, torch.bfloat16 if self.mixed_precision else torch.float32
+        self.optimiser = Optimiser(self.module, settings.optimiser, settings.rate, settings.weight_decay, products)
         longest = max(len(text.tokens) for text in (*self.texts, *self.dev))
         self.rope = rope_for(self.config, longest + self.ahead, self.teacher.embedding.device)
         self.facts = self.settings.facts(self.texts, self.teacher.identity)
@@ -196,10 +197,15 @@ class Run(ABC):
             drawn.append(orders[epoch][index])
         return drawn
 
-    def mixed(self) -> torch.autocast:
-        """The draft's passes: products in bf16 on a GPU and where the target's states are bf16, from fp32 weights."""
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether products are bf16, of fp32 weights: on a GPU, and where the target's states are bf16."""
         like = self.teacher.embedding
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=like.is_cuda or like.dtype == torch.bfloat16)
+        return like.is_cuda or like.dtype == torch.bfloat16
+
+    def mixed(self) -> torch.autocast:
+        """The draft's passes."""
+        return torch.autocast(self.teacher.embedding.device.type, torch.bfloat16, enabled=self.mixed_precision)
 
     def measure(self) -> Acceptance:
         """Greedy chain acceptance on the development texts."""

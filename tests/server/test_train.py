@@ -251,5 +251,6 @@ def test_a_full_disk_at_the_end_loses_nothing(sft, tmp_path: Path, monkeypatch: 
 def test_training_with_a_bf16_target_on_a_cpu(sft, dev: Path, tmp_path: Path) -> None:
     result = sft("--dtype", "bf16", "--dev", dev, steps=2)
     assert result.exit_code == 0, result.output
-    assert "training in bfloat16" in result.stderr
+    assert "dtype: bf16, as asked" in result.stderr
+    assert read_draft(tmp_path / "out" / "draft").card["dtype"] == "bfloat16"
     assert read_draft(tmp_path / "out" / "draft").card["development_tau"] >= 1

@@ -70,7 +70,7 @@ def test_a_launched_run_finishes(launch, tmp_path: Path) -> None:
     whole = launch(4)
     _, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors
-    assert errors.count("training in float32, in 2 processes") == 1
+    assert errors.count("; training in 2 processes") == 1
     assert errors.count("The draft is in ") == 1
     assert logged(tmp_path) == [1, 2, 3, 4]
     card = read_draft(tmp_path / "out" / "draft").card

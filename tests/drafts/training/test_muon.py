@@ -47,3 +47,19 @@ def test_singular_values_come_near_one(shape: tuple[int, int, int]) -> None:
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
         rotated = u.T @ of @ v.T
         torch.testing.assert_close(rotated, torch.diag(rotated.diagonal()), rtol=0, atol=1e-4)
+
+
+def test_bf16_products_make_nearly_the_same_update() -> None:
+    exact, coarse = parameters(0), parameters(0)
+    settings = {"lr": 0.5, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    made, fast = StackedMuon(exact, **settings), StackedMuon(coarse, **settings)
+    fast.products = torch.bfloat16
+    for a, b, gradient in zip(exact, coarse, parameters(1), strict=True):
+        a.grad, b.grad = gradient.detach().clone(), gradient.detach().clone()
+    made.step()
+    fast.step()
+    for a, b, start in zip(exact, coarse, parameters(0), strict=True):
+        assert b.dtype == torch.float32
+        assert not torch.equal(a, b), "other products"
+        moved, off = (a - start).norm(), (a - b).norm()
+        assert off < 0.03 * moved
