@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # so that its OpenMP runtime is there before the library looks for one
 
-_NAMES = ("fused", "attention", "linear", "layer", "vocab", "ngram", "trees")
+_NAMES = ("fused", "attention", "linear", "layer", "vocab", "sample", "ngram", "trees")
 SOURCES = tuple(Path(__file__).with_name(f"{name}_cpu.c") for name in _NAMES)
 HEADER = Path(__file__).with_name("math_cpu.h")
 # nothing that reorders or contracts floating point: the bits are those the source spells out
@@ -39,6 +39,8 @@ _ARGUMENTS = {
     "linear_product": [_P] * 5 + [_N] * 3,
     "greedy": [_P, _P, _N, _N, _I],
     "best_of_rows": [_P] * 5 + [_N] * 4 + [_I],
+    "sample_rows": [_P] * 10 + [_N, _N, _I],
+    "gumbel_ids": [_P] * 4 + [_N, _N],
     "ngram": [_P] * 5 + [_N] * 3 + [_P] * 3,
     "block_tree": [_P] * 3 + [_N] * 5 + [_P] * 3,
     "accept_rows": [_P] * 12 + [_N] * 6,

@@ -27,6 +27,36 @@ def greedy(logits: Tensor) -> Tensor:
     return choice
 
 
+def sampled_rows(
+    logits: Tensor,
+    row_slot: Tensor,
+    row_position: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    top_k: Tensor,
+    seed: Tensor,
+    filtered: bool,
+) -> Tensor:
+    """``sample.sample`` with the table's tensors spelled out (sample_cpu.c): choice [R] int64."""
+    library, logits = load_fused(), logits.contiguous()
+    assert library is not None
+    choice = torch.empty(logits.shape[0], dtype=torch.int64)
+    # memory is mapped as it is touched, which few tokens do
+    scratch = torch.empty(logits.shape, dtype=torch.int64) if filtered else None
+    table = (row_slot, row_position, temperature, top_p, min_p, top_k, seed)
+    columns = [tensor.contiguous() for tensor in table]
+    library.sample_rows(
+        logits.data_ptr(),
+        *(column.data_ptr() for column in columns),
+        None if scratch is None else scratch.data_ptr(),
+        choice.data_ptr(),
+        *logits.shape,
+        _DTYPES[logits.dtype],
+    )
+    return choice
+
+
 def best_of_rows(logits: Tensor, scale: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``kept`` (at most ``MOST``) largest of every row of ``logits`` [N, D, C] divided by ``scale`` [D] fp32.
 
@@ -41,3 +71,13 @@ def best_of_rows(logits: Tensor, scale: Tensor, kept: int) -> tuple[Tensor, Tens
     addresses = (tensor.data_ptr() for tensor in (logits, scale, z, column, total))
     library.best_of_rows(*addresses, N * D, D, C, kept, _DTYPES[logits.dtype])
     return z, column, total
+
+
+def noise_of_ids(seed: Tensor, t: Tensor, ids: Tensor) -> Tensor | None:
+    """``noise.gumbel`` of a few tokens: [R, N] fp32; None where it is not compiled."""
+    library = load_fused() if type(ids) is Tensor and ids.device.type == "cpu" else None
+    if library is None:
+        return None
+    out, given = torch.empty(ids.shape), [tensor.contiguous() for tensor in (seed, t, ids)]
+    library.gumbel_ids(*(tensor.data_ptr() for tensor in given), out.data_ptr(), *ids.shape)
+    return out
