@@ -1,15 +1,31 @@
-"""Rows of logits in compiled C (vocab_cpu.c): a CPU's ``greedy_rows``, and what ``marginals`` looks for."""
+"""Rows of logits in compiled C: choice, noise, log-probabilities, penalties and masks, a draft's candidates."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from redraft.kernels.fused_cpu import load_fused
+from redraft.kernels.rows import Rows
 
 MOST = 64
 """Columns kept of a row at most, as vocab_cpu.c has it."""
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Penalised(Protocol):
+    """``adjust.Penalties``."""
+
+    @property
+    def repetition(self) -> Tensor: ...
+    @property
+    def frequency(self) -> Tensor: ...
+    @property
+    def presence(self) -> Tensor: ...
+    @property
+    def count(self) -> Tensor: ...
 
 
 def is_compiled_for(logits: Tensor) -> bool:
@@ -81,3 +97,28 @@ def noise_of_ids(seed: Tensor, t: Tensor, ids: Tensor) -> Tensor | None:
     out, given = torch.empty(ids.shape), [tensor.contiguous() for tensor in (seed, t, ids)]
     library.gumbel_ids(*(tensor.data_ptr() for tensor in given), out.data_ptr(), *ids.shape)
     return out
+
+
+def scores_of_rows(logits: Tensor, choice: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``logprobs.logprobs`` with ``top`` of at most ``MOST``: chosen, rank, token and value."""
+    library, logits, choice = load_fused(), logits.contiguous(), choice.contiguous()
+    assert library is not None
+    R, V = logits.shape
+    chosen, rank = torch.empty(R), torch.empty(R, dtype=torch.int64)
+    token, value = torch.empty(R, top, dtype=torch.int64), torch.empty(R, top)
+    addresses = (tensor.data_ptr() for tensor in (logits, choice, chosen, rank, token, value))
+    library.log_probabilities(*addresses, R, V, top, _DTYPES[logits.dtype])
+    return chosen, rank, token, value
+
+
+def adjusted_rows(logits: Tensor, rows: Rows, table: Penalised | None, allowed: Tensor | None) -> Tensor:
+    """``adjust.adjust`` of penalties and mask: [R, V] fp32."""
+    library, logits = load_fused(), logits.contiguous()
+    assert library is not None
+    (R, V), z = logits.shape, torch.empty(logits.shape)
+    given = [logits, rows.slot, rows.path, rows.token, rows.first_row]
+    places = [None] * 4 if table is None else [table.repetition, table.frequency, table.presence, table.count]
+    columns = [None if tensor is None else tensor.contiguous() for tensor in (*given, *places, allowed)]
+    addresses = (None if column is None else column.data_ptr() for column in columns)
+    library.adjust_rows(*addresses, z.data_ptr(), R, V, rows.path.shape[1], _DTYPES[logits.dtype])
+    return z

@@ -139,6 +139,7 @@ def cases(draw: st.DrawFn) -> Case:
 STAGES = ("penalties", "bias", "minimum", "allowed")
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=80, deadline=None)
 @given(cases(), st.sets(st.sampled_from(STAGES), min_size=1), st.sampled_from([2, 64]))
 def test_is_the_literal_order(case: Case, used: set[str], chunk: int) -> None:
