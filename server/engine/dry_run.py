@@ -131,6 +131,7 @@ def _begin(state: DeviceState, active: int) -> None:
     pages.copy_(torch.arange(pages.numel(), device=state.device).view_as(pages) % PAGES)
     state.adjusting.reserve()
     state.length[:-1], state.limit[:-1] = LENGTH, state.positions
+    state.set_asked(range(active))
     state.active[:] = torch.arange(state.slots + 1, device=state.device) < active
     state.most_nodes.fill_(state.positions)
     state.sampling.temperature.fill_(1.0)

@@ -204,6 +204,8 @@ class Engine:
         if len(decoding) > 1 and pace.drafting:
             acceptance = self.pacer.acceptance
             self.state.set_trust({s.running_slot: acceptance.trust(s.request.request_id) for s in decoding})
+        if plan.asked.slots:
+            self.state.set_asked(plan.asked.slots)
         count, start = sum(chunk.count for chunk in chunks), chunks[0].start if chunks else 0
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, count, start)
         watch = Stopwatch(self.state.device)

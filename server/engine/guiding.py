@@ -16,6 +16,7 @@ from torch import Tensor
 from redraft.kernels.rows import Rows
 from redraft.server.engine.grammar import EVERY_TOKEN, Matcher
 from redraft.server.engine.sequence import Sequence
+from redraft.server.engine.staging import pinned
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.types import RedraftError
 
@@ -39,16 +40,16 @@ def force(state: DeviceState, decoding: Many[Sequence], allowed: Callable[[Seque
     ``allowed``: most nodes that a request may have verified in a round; where that is what the draft proposes,
     ``proposed``, what is forced comes on top.
     """
-    table, width = torch.full(state.forced.shape, -1), state.forced.shape[1]
+    table, width = dict[int, list[int]](), state.forced.shape[1]
     for sequence in decoding:
         matcher, most = sequence.matcher, allowed(sequence)
         most = width if most == proposed > 0 else min(width, most)
         tokens = [] if matcher is None else matcher.forced(most)
         sequence.forced = len(tokens)
-        table[sequence.running_slot, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        table[sequence.running_slot] = tokens
     count = sum(sequence.forced for sequence in decoding)
     if count:
-        state.forced.copy_(table, non_blocking=True)
+        state.set_forced(table)
     return count
 
 
@@ -78,9 +79,9 @@ class TreeMasks:
         if self.ready is not None:
             self.ready.synchronize()
         token, slot, parent = (copy.tolist() for copy in self.copies)
-        # pinned, or the host would wait until the GPU has come as far as the copy
-        pinned, shape = self.device.type == "cuda", (len(token), self.words)
-        on_host = torch.full(shape, EVERY_TOKEN, dtype=torch.int32, pin_memory=pinned)
+        # pinned from the start, for it is large
+        cuda, shape = self.device.type == "cuda", (len(token), self.words)
+        on_host = torch.full(shape, EVERY_TOKEN, dtype=torch.int32, pin_memory=cuda)
         masks = on_host.numpy()
         of_slot: dict[int, list[int]] = {number: [] for number in self.matchers}
         for row, number in enumerate(slot):
@@ -105,7 +106,7 @@ class TreeMasks:
             return None
         row = torch.zeros(len(self.copies[0]), dtype=torch.bool)
         row[self._left_out] = True
-        return row.to(self.device, non_blocking=True)
+        return pinned(row, self.device).to(self.device, non_blocking=True)
 
 
 def obeyed(sequence: Sequence, tokens: Many[int], failures: Mapping[int, str]) -> tuple[int, str | None]:

@@ -66,7 +66,7 @@ class Plan:
     stages: Stages = NOTHING
     """What is asked of the logits before temperature, and of the end."""
     asked: Asked = NOBODY
-    """Who wants log-probabilities."""
+    """Who wants log-probabilities; ``state.asked`` has the same slots."""
     drafting: bool = True
     """False leaves the draft out: every tree is its root."""
     capped: bool = False
@@ -127,7 +127,8 @@ def run_round(
     for kv in (state.kv, state.draft_kv):
         if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, rows, committed, PAGE)
-    scores = round_scores(logits, choice, committed, plan.asked) if plan.asked.slots else None
+    asked = state.asked[: len(plan.asked.slots)]
+    scores = round_scores(logits, choice, committed, asked, plan.asked) if plan.asked.slots else None
     return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], chunks))
 
 

@@ -87,12 +87,13 @@ class PromptScores:
         return tuple(entries[position] for position in sorted(entries))
 
 
-def round_scores(logits: Tensor, choice: Tensor, committed: Committed, asked: Asked) -> RoundScores:
-    """Scores of the rows along the accepted paths of those who asked, or of all ``[R, V]`` rows where these are fewer.
+def round_scores(logits: Tensor, choice: Tensor, committed: Committed, slots: Tensor, asked: Asked) -> RoundScores:
+    """Scores of the rows along the accepted paths of ``slots`` [A], or of all ``[R, V]`` rows where these are fewer.
 
-    The rows' values are the same either way, and what is computed has a shape that the host knows.
+    The rows' values are the same either way, and what is computed has a shape that the host knows.  ``slots`` are those
+    of ``asked``, on the device: to make a tensor of them now would be to wait for all that was launched (staging.py).
     """
-    path = committed.path_row[torch.tensor(asked.slots, device=logits.device)].clamp_(min=0)
+    path = committed.path_row[slots].clamp_(min=0)
     top = min(max(asked.tops), logits.shape[1])
     if path.numel() > logits.shape[0]:
         return RoundScores(asked, logprobs(logits, choice, top), path)

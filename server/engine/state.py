@@ -7,6 +7,7 @@ limits, parameters, pages, what to prefill); what rounds commit stays on the dev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Many
 
 import numpy as np
 import torch
@@ -67,6 +68,8 @@ class DeviceState:
         """[S+1] most drafted nodes that a request may have verified in a round."""
         self.trust = table(torch.float32)
         """[S+1] what a draft's scores are multiplied with, so that those of several requests can be compared."""
+        self.asked = torch.full((slots + 1,), slots, device=device)
+        """[S+1] int64, the slots that want log-probabilities of the next round, first; behind them the trash slot."""
         self.forced = torch.full((slots + 1, forced), -1, device=device)
         """[S+1, F] int64 tokens about which a grammar leaves no choice, -1 behind them."""
         self.prefill = PrefillTable(slots, prefill, device)
@@ -124,6 +127,18 @@ class DeviceState:
         """What drafts' scores are multiplied with, by slot; in others 1."""
         values = [trust.get(slot, 1.0) for slot in range(self.slots + 1)]
         self.trust.copy_(staged(values, torch.float32, self.device), non_blocking=True)
+
+    def set_asked(self, slots: Many[int]) -> None:
+        """Who wants log-probabilities of the next round."""
+        values = [*slots, *[self.slots] * (self.slots + 1 - len(slots))]
+        self.asked.copy_(staged(values, torch.int64, self.device), non_blocking=True)
+
+    def set_forced(self, tokens: Mapping[int, Many[int]]) -> None:
+        """What grammars leave no choice about in the next round, by slot."""
+        width = self.forced.shape[1]
+        each = (tokens.get(slot, ()) for slot in range(self.slots + 1))
+        values = [token for own in each for token in (*own, *[-1] * (width - len(own)))]
+        self.forced.view(-1).copy_(staged(values, torch.int64, self.device), non_blocking=True)
 
     def activate(self, slot: int) -> None:
         self.active[slot] = True
