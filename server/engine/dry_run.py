@@ -19,7 +19,6 @@ from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.rows_plan import RECORDED, row_bucket
-from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.types import MAX_LOGPROBS, RedraftError
@@ -99,7 +98,8 @@ def round_plans(state: DeviceState, drafter: Drafter, most_rows: int, beside: in
             sampled=True,
             filtered=True,
             stages=Stages(penalised=True, biased=True, minimum=True),
-            asked=Asked(tuple(range(requests)), (MAX_LOGPROBS,) * requests),
+            scored=requests,
+            tops=MAX_LOGPROBS,
             capped=True,
             forced=forced > 0,
         )

@@ -28,7 +28,7 @@ from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, rea
 from redraft.server.engine.recording import MakeRecorder
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
-from redraft.server.engine.scores import PromptScores, scored_prompt
+from redraft.server.engine.scores import Asked, PromptScores, scored_prompt
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -204,8 +204,8 @@ class Engine:
         if len(decoding) > 1 and pace.drafting:
             acceptance = self.pacer.acceptance
             self.state.set_trust({s.running_slot: acceptance.trust(s.request.request_id) for s in decoding})
-        if plan.asked.slots:
-            self.state.set_asked(plan.asked.slots)
+        if plan.scored:
+            self.state.set_asked(Asked.by(decoding).slots)
         count, start = sum(chunk.count for chunk in chunks), chunks[0].start if chunks else 0
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, count, start)
         watch = Stopwatch(self.state.device)

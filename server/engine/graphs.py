@@ -2,10 +2,10 @@
 
 A pass reads and writes tensors that exist from the start and asks the device nothing, so what the host decides of it
 (its ``Plan``) names the graph.  What is prefilled is not part of that, but written to the device before
-(prefill_table.py).  Plans are rounded up to few kinds; that changes no bit of the output, only how many rows pad a pass
-and how far the context could reach.  A kind is run as it is the first time, which compiles what it needs, and recorded
-the second time.  Never recorded: passes with a grammar or with scores of prompts, which have work for the host; those
-that tell log-probabilities, of which there are as many kinds as sets of slots; and large ones with prefill
+(prefill_table.py), and so is who wants log-probabilities (``DeviceState.asked``).  Plans are rounded up to few kinds;
+that changes no bit of the output, only how many rows pad a pass, how far the context could reach, and how many scores
+nobody reads.  A kind is run as it is the first time, which compiles what it needs, and recorded the second time.  Never
+recorded: passes with a grammar or with scores of prompts, which have work for the host, and large ones with prefill
 (rows_plan.py).
 """
 
@@ -22,6 +22,7 @@ from redraft.server.engine.progress import say
 from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded
 from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import MOST_RECORDED
+from redraft.server.engine.types import MAX_LOGPROBS
 
 T = TypeVar("T")
 Kind = tuple[Drafter | None, Plan]
@@ -39,7 +40,8 @@ def rounded(plan: Plan, slots: int, positions: int) -> Plan:
     """``plan`` with bounds that many rounds share: no lower, and no higher than ``slots`` and ``positions`` allow.
 
     Context bounds are whole pages, four sizes to a doubling, requests powers of two.  With prefill, which has sizes of
-    its own, all bounds are one, and that a power of two, and of requests there are powers of four.
+    its own, all bounds are one, and that a power of two, and of requests there are powers of four.  So there are of
+    slots of which log-probabilities are told, but no more than requests; they name as many tokens as anybody may want.
     """
     doublings = (plan.requests - 1).bit_length() if plan.requests else 0
     if plan.prefill:
@@ -48,8 +50,12 @@ def rounded(plan: Plan, slots: int, positions: int) -> Plan:
         doublings += doublings % 2
     else:
         plan = replace(plan, context_bound=_bound(plan.context_bound, positions, 4))
-    requests = min(1 << doublings, slots) if plan.requests else 0
-    return replace(plan, requests=max(requests, plan.requests))
+    requests = max(min(1 << doublings, slots), plan.requests) if plan.requests else 0
+    if plan.scored:
+        doublings = (plan.scored - 1).bit_length()
+        scored = min(1 << doublings + doublings % 2, requests)
+        plan = replace(plan, scored=max(scored, plan.scored), tops=MAX_LOGPROBS)
+    return replace(plan, requests=requests)
 
 
 def _bound(bound: int, positions: int, to_a_doubling: int) -> int:
@@ -124,4 +130,4 @@ class Graphs(Generic[T]):
 
 
 def _recordable(plan: Plan) -> bool:
-    return not plan.asked.slots and (not plan.prefill or plan.rows + plan.prefill <= MOST_RECORDED)
+    return not plan.prefill or plan.rows + plan.prefill <= MOST_RECORDED

@@ -29,7 +29,7 @@ from redraft.server.engine.adjusting import NOTHING, Stages
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.prefill_rows import join, prefill_rows
 from redraft.server.engine.prefill_table import Chunk
-from redraft.server.engine.scores import NOBODY, Asked, RoundScores, prompt_scores, round_scores
+from redraft.server.engine.scores import RoundScores, prompt_scores, round_scores
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 
@@ -65,8 +65,10 @@ class Plan:
     """Some request uses top_k, top_p or min_p."""
     stages: Stages = NOTHING
     """What is asked of the logits before temperature, and of the end."""
-    asked: Asked = NOBODY
-    """Who wants log-probabilities; ``state.asked`` has the same slots."""
+    scored: int = 0
+    """Log-probabilities are told of the first so many slots of ``state.asked``."""
+    tops: int = 0
+    """They name so many of the likeliest tokens, at most."""
     drafting: bool = True
     """False leaves the draft out: every tree is its root."""
     capped: bool = False
@@ -127,8 +129,8 @@ def run_round(
     for kv in (state.kv, state.draft_kv):
         if kv.shape[0] and tree.token.shape[1] > 1:
             compact_kv(kv, state.page_table, rows, committed, PAGE)
-    asked = state.asked[: len(plan.asked.slots)]
-    scores = round_scores(logits, choice, committed, asked, plan.asked) if plan.asked.slots else None
+    asked = state.asked[: plan.scored]
+    scores = round_scores(logits, choice, committed, asked, plan.tops) if plan.scored else None
     return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], chunks))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
@@ -27,6 +28,7 @@ from redraft.kernels.paged_attention import PagedTwin
 from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import Attention
+from redraft.server.engine.engine import Engine
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
 from redraft.server.engine.state import DeviceState
@@ -77,6 +79,39 @@ class Tape(TorchDispatchMode):
 @pytest.fixture
 def tape() -> type[Tape]:
     return Tape
+
+
+class Recording:
+    """Records an engine's passes as a GPU does: nothing that is declared changes while something is recorded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        engine.make_attention = attention
+        engine.graphs.make_recorder = lambda: self
+        self.recorded = self.launched = 0
+        """Recordings, and how often they were played."""
+
+    def __call__(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        self.recorded += 1
+        tape, declared = Tape(), [*parts(self.engine.state).values(), *parts(self.engine.drafter).values()]
+        before = [tensor.clone() for tensor in declared]
+        with tape:
+            made = run()
+        for tensor, value in zip(declared, before, strict=True):
+            tensor.copy_(value)
+
+        def launch() -> Any:
+            self.launched += 1
+            tape.play()
+            # as the copies to the host that a GPU makes before the next launch
+            return copy.deepcopy(made)
+
+        return launch
+
+
+@pytest.fixture
+def recording(twins: None) -> type[Recording]:
+    return Recording
 
 
 def attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:

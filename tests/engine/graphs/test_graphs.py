@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs, rounded
 from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import MOST_RECORDED
-from redraft.server.engine.scores import Asked
+from redraft.server.engine.types import MAX_LOGPROBS
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=False, filtered=False)
 
@@ -92,11 +91,30 @@ def test_a_kind_is_run_then_recorded_then_replayed() -> None:
     assert recorder.made == 1
 
 
-@pytest.mark.parametrize("special", [{"prefill": MOST_RECORDED - 7}, {"asked": Asked((1,), (2,))}])
-def test_large_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
+@given(requests=st.integers(1, 100), data=st.data())
+def test_there_is_room_for_the_scores_of_all_who_ask(requests: int, data: st.DataObject) -> None:
+    asked, tops = data.draw(st.integers(1, requests)), data.draw(st.integers(0, MAX_LOGPROBS))
+    plan = rounded(replace(PLAN, requests=requests, scored=asked, tops=tops), slots=100, positions=5000)
+    assert asked <= plan.scored <= min(max(4 * (asked - 1), 1), plan.requests)
+    assert plan.tops == MAX_LOGPROBS
+    assert rounded(plan, 100, 5000) == plan
+
+
+def test_who_asks_for_scores_makes_few_kinds() -> None:
+    plans = {
+        rounded(replace(PLAN, requests=8, scored=asked, tops=tops), 8, 5000)
+        for asked in range(1, 9)
+        for tops in range(MAX_LOGPROBS + 1)
+    }
+    assert {plan.scored for plan in plans} == {1, 4, 8}
+    assert len(plans) == 3
+    assert rounded(PLAN, 8, 5000).tops == 0, "nor does it cost those anything who do not ask"
+
+
+def test_large_prefill_is_never_recorded_nor_rounded() -> None:
     recorder = Recorder()
     run = make(recorder)
-    plan = replace(PLAN, **special)
+    plan = replace(PLAN, prefill=MOST_RECORDED - 7)
     assert [run(plan) for _ in range(3)] == [(plan, True)] * 3
     assert not recorder.made
 

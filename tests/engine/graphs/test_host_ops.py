@@ -19,7 +19,7 @@ from redraft.server.engine import round as round_module
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan
-from redraft.server.engine.scores import Asked, round_scores
+from redraft.server.engine.scores import round_scores
 
 OF_THE_HOST = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero"}
 """Tensors made of lists, numbers that are read, and shapes that follow data."""
@@ -27,10 +27,10 @@ PLAN = Plan(rows=12, context_bound=140, requests=2, sampled=True, filtered=True)
 PLANS = {
     "round": PLAN,
     "everything asked of logits": replace(PLAN, stages=Stages(True, True, True), capped=True),
-    "scores of some": replace(PLAN, asked=Asked((1,), (3,))),
-    "scores of all": replace(PLAN, rows=4, asked=Asked((0, 1), (0, 20))),
+    "scores of some": replace(PLAN, scored=1, tops=3),
+    "scores of all": replace(PLAN, rows=4, scored=2, tops=20),
     "forced": replace(PLAN, forced=True),
-    "with prefill": replace(PLAN, rows=8, prefill=6, prefill_bound=140, asked=Asked((0,), (2,))),
+    "with prefill": replace(PLAN, rows=8, prefill=6, prefill_bound=140, scored=1, tops=2),
 }
 
 pytestmark = pytest.mark.usefixtures("twins")
@@ -73,8 +73,8 @@ def test_a_round_has_none(kind: str, plan: Plan, make_setting: Callable[..., Any
 def test_slots_that_come_from_a_list_in_the_middle_are_noticed(
     make_setting: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def careless(logits: Any, choice: Any, committed: Any, slots: Any, asked: Asked) -> Any:
-        return round_scores(logits, choice, committed, torch.tensor(asked.slots), asked)
+    def careless(logits: Any, choice: Any, committed: Any, slots: Any, top: int) -> Any:
+        return round_scores(logits, choice, committed, torch.tensor([0, 1]), top)
 
     monkeypatch.setattr(round_module, "round_scores", careless)
     assert host_ops(make_setting("none"), PLANS["scores of all"]) == ["aten::lift_fresh"]
