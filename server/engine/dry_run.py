@@ -12,9 +12,11 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from redraft.drafts.base import Drafter
 from redraft.kernels.attention import MakeAttention
+from redraft.kernels.rows import Rows
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
@@ -55,7 +57,7 @@ def workspace(
         state.prefill.write(chunks, plan.prefill)
         parts = state, target, drafter, plan, make_attention
         if plan.rows:
-            run_round(*parts, None, chunks)
+            run_round(*parts, Anything(), chunks)
         else:
             run_prefill(*parts, chunks)
 
@@ -82,6 +84,16 @@ def workspace(
         ) from None
 
 
+class Anything:
+    """Grammars that allow every token (``parts.Allow``)."""
+
+    def see(self, rows: Rows) -> None:
+        """Look at nothing."""
+
+    def write(self, allowed: Tensor, left_out: Tensor) -> None:
+        """Leave it at that."""
+
+
 def round_plans(state: DeviceState, drafter: Drafter, most_rows: int, beside: int) -> Iterator[Plan]:
     """The largest round, of all slots, and the largest beside prefill, of all but one; all ask for everything.
 
@@ -102,6 +114,7 @@ def round_plans(state: DeviceState, drafter: Drafter, most_rows: int, beside: in
             tops=MAX_LOGPROBS,
             capped=True,
             forced=forced > 0,
+            guided=True,
         )
         if requests == state.slots:
             yield alone
@@ -130,6 +143,7 @@ def _begin(state: DeviceState, active: int) -> None:
     pages = state.page_table
     pages.copy_(torch.arange(pages.numel(), device=state.device).view_as(pages) % PAGES)
     state.adjusting.reserve()
+    state.masks.reserve()
     state.length[:-1], state.limit[:-1] = LENGTH, state.positions
     state.set_asked(range(active))
     state.active[:] = torch.arange(state.slots + 1, device=state.device) < active

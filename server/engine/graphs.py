@@ -5,8 +5,8 @@ A pass reads and writes tensors that exist from the start and asks the device no
 (prefill_table.py), and so is who wants log-probabilities (``DeviceState.asked``).  Plans are rounded up to few kinds;
 that changes no bit of the output, only how many rows pad a pass, how far the context could reach, and how many scores
 nobody reads.  A kind is run as it is the first time, which compiles what it needs, and recorded the second time.  Never
-recorded: passes with a grammar or with scores of prompts, which have work for the host, and large ones with prefill
-(rows_plan.py).
+recorded: passes with scores of prompts, whose shapes are the prompts', and large ones with prefill (rows_plan.py).  A
+pass with grammars is three graphs, for the host has work in between (parts.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Generic, TypeVar
 
 from redraft.drafts.base import Drafter
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.parts import Allow, Parts, complete
 from redraft.server.engine.progress import say
-from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded
+from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded_parts
 from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import MOST_RECORDED
 from redraft.server.engine.types import MAX_LOGPROBS
@@ -69,9 +70,9 @@ class Graphs(Generic[T]):
     """Runs passes, by graph where it has one."""
 
     def __init__(
-        self, run: Callable[[Plan], T], make_recorder: MakeRecorder | None, slots: int, positions: int
+        self, run: Callable[[Plan], Parts[T]], make_recorder: MakeRecorder | None, slots: int, positions: int
     ) -> None:
-        """``run`` a pass as it is; without ``make_recorder`` all of them are.
+        """``run`` begins a pass as it is, of ``Plan.parts``; without ``make_recorder`` all of them are run so.
 
         A recorder is made for as long as graphs are kept, and gives its memory back with them.  ``slots`` and
         ``positions`` bound what plans are rounded to.
@@ -80,15 +81,19 @@ class Graphs(Generic[T]):
         self.recorder: Recorder | None = None
         self.drafter: Drafter | None = None
         """Who drafts in ``run``.  Graphs are of one drafter, and come again when it does."""
-        self.recorded: OrderedDict[Kind, Callable[[], T]] = OrderedDict()
+        self.recorded: OrderedDict[Kind, Callable[[], Parts[T]]] = OrderedDict()
         """The least used first."""
         self.seen: OrderedDict[Kind, None] = OrderedDict()
         """Kinds that were run once and not recorded yet, the oldest first."""
         self.failure: str | None = None
         """Why nothing is recorded any more."""
 
-    def __call__(self, plan: Plan) -> tuple[T, bool]:
-        """Run ``plan``'s pass; and whether it was run as further ones of its kind will be."""
+    def __call__(self, plan: Plan, allow: Allow | None = None) -> tuple[T, bool]:
+        """Run ``plan``'s pass, guided by ``allow``; and whether it was run as further ones of its kind will be."""
+        parts, usual = self._begin(plan)
+        return complete(parts, allow), usual
+
+    def _begin(self, plan: Plan) -> tuple[Parts[T], bool]:
         if self.make_recorder is None or self.failure is not None or not _recordable(plan):
             return self.run(plan), True
         plan = rounded(plan, self.slots, self.positions)
@@ -113,13 +118,13 @@ class Graphs(Generic[T]):
         self.recorder = None
         return had
 
-    def _record(self, kind: Kind, recorder: Recorder) -> Callable[[], T]:
+    def _record(self, kind: Kind, recorder: Recorder) -> Callable[[], Parts[T]]:
         _, plan = kind
         like = [other for other in self.recorded if bool(other[1].prefill) == bool(plan.prefill)]
         for least_used in like[: max(len(like) + 1 - MOST_GRAPHS, 0)]:
             del self.recorded[least_used]
         try:
-            replay = self.recorded[kind] = recorded(recorder, lambda: self.run(plan))
+            replay = self.recorded[kind] = recorded_parts(recorder, lambda: self.run(plan), plan.parts)
         except RecordingError as error:
             self.failure = str(error)
             say(f"passes cannot be recorded as CUDA graphs and are launched op by op, which is slower: {error}")

@@ -32,12 +32,11 @@ def make_plan(
     """
     params = [sequence.request.params for sequence in decoding]
     asked = Asked.by(decoding)
-    # what has work for the host in it is launched op by op (graphs.py), and need not be of few kinds
-    by_op = is_guided(decoding) or is_scored(chunks)
     rows, prefill = pass_sizes(
         max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0,
         sum(chunk.count for chunk in chunks),
-        0 if by_op else pacer.recorded,
+        # what is launched op by op (graphs.py) need not be of few kinds
+        0 if is_scored(chunks) else pacer.recorded,
     )
     return Plan(
         rows=rows,
@@ -51,6 +50,7 @@ def make_plan(
         drafting=pace.drafting,
         capped=any(pacer.allowed(sequence) < proposed for sequence in decoding),
         forced=forced > 0,
+        guided=is_guided(decoding),
         prefill=prefill,
         prefill_bound=max((chunk.start + chunk.count for chunk in chunks), default=0),
     )

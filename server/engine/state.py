@@ -17,7 +17,9 @@ from redraft.drafts.base import NO_CONTEXT, Context, DraftState
 from redraft.kernels.sample import SamplingTable
 from redraft.server.engine.adjusting import Adjusting
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.mask_table import MaskTable
 from redraft.server.engine.prefill_table import PrefillTable
+from redraft.server.engine.rows_plan import round_room
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.staging import staged
 from redraft.server.engine.target.spec import TargetSpec
@@ -72,6 +74,8 @@ class DeviceState:
         """[S+1] int64, the slots that want log-probabilities of the next round, first; behind them the trash slot."""
         self.forced = torch.full((slots + 1, forced), -1, device=device)
         """[S+1, F] int64 tokens about which a grammar leaves no choice, -1 behind them."""
+        self.masks = MaskTable(round_room(slots * tree_rows, prefill, slots * forced), spec.vocab, device)
+        """What grammars allow after the round's rows; written while the target's pass runs."""
         self.prefill = PrefillTable(slots, prefill, device)
         """What the next pass prefills."""
         self.eos = tuple(token for token in spec.eos_token_ids if 0 <= token < spec.vocab)
@@ -108,6 +112,8 @@ class DeviceState:
         self.sampling.top_k[slot] = params.top_k
         self.sampling.seed[slot] = signed64(params.seed)
         self.adjusting.admit(sequence, self.eos)
+        if sequence.matcher is not None:
+            self.masks.reserve()
         self.most_nodes[slot] = nodes
         self.trust[slot] = 1.0
         self.give_pages(sequence, sequence.computed // PAGE)

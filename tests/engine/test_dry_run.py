@@ -149,7 +149,7 @@ def test_no_recorded_pass_takes_more_than_was_measured_for_them(config: EngineCo
 
     def noted(plan: Plan) -> Any:
         with Allocated() as mode:
-            made = run(plan)
+            made = yield from run(plan)
         seen[plan.prefill > 0] = max(seen.get(plan.prefill > 0, 0), mode.most)
         return made
 

@@ -166,29 +166,24 @@ def test_scores_look_at_no_data(scored: int, random_target: Callable[[str], Path
 class AllMasked:
     """A grammar that allows nothing."""
 
-    def __init__(self, vocab: int) -> None:
-        self.words = -(-vocab // 32)
-
     def see(self, rows: Rows) -> None:
         self.rows = len(rows.token)
 
-    def masks(self) -> torch.Tensor:
-        return torch.zeros(self.rows, self.words, dtype=torch.int32)
-
-    def left_out(self) -> torch.Tensor:
-        return torch.ones(self.rows, dtype=torch.bool)
+    def write(self, allowed: torch.Tensor, left_out: torch.Tensor) -> None:
+        assert (len(allowed), left_out.shape) == (self.rows, (self.rows,))
+        allowed.zero_()
+        left_out.fill_(1)
 
 
 @pytest.mark.parametrize("kind", ["none", "ngram"])
 def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
     stages = Stages(penalised=True, biased=True, minimum=True)
-    plan = dataclasses.replace(PLAN, stages=stages)
+    plan = dataclasses.replace(PLAN, stages=stages, guided=True)
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(random_target("llama"), kind, 7)
         adjusting = state.adjusting
         adjusting.penalties, adjusting.bias = adjusting._new_penalties(), adjusting._new_bias()
-        allow = AllMasked(target.spec.vocab)
-        committed = run_round(state, target, drafter, plan, block_attention, allow).committed
+        committed = run_round(state, target, drafter, plan, block_attention, AllMasked()).committed
     assert committed.tokens.shape == (3, WIDTHS[kind])
 
 

@@ -28,6 +28,7 @@ from redraft.kernels.paged_attention import PagedTwin
 from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import Attention
+from redraft.server.engine.dry_run import Anything
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
@@ -177,8 +178,8 @@ class Setting:
                 tensor.fill_(12_345)
 
     def round(self, plan: Plan, chunks: tuple[Chunk, ...] = ()) -> Ran:
-        """Run one."""
-        return run_round(self.state, self.target, self.drafter, plan, attention, None, chunks)
+        """Run one; where it is guided, grammars allow every token."""
+        return run_round(self.state, self.target, self.drafter, plan, attention, Anything(), chunks)
 
     def run(self, plan: Plan, around: AbstractContextManager[Any]) -> dict[str, Tensor]:
         """Copies of everything that a round leaves behind or returns."""

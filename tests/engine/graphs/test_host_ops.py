@@ -29,7 +29,7 @@ PLANS = {
     "everything asked of logits": replace(PLAN, stages=Stages(True, True, True), capped=True),
     "scores of some": replace(PLAN, scored=1, tops=3),
     "scores of all": replace(PLAN, rows=4, scored=2, tops=20),
-    "forced": replace(PLAN, forced=True),
+    "guided": replace(PLAN, forced=True, guided=True),
     "with prefill": replace(PLAN, rows=8, prefill=6, prefill_bound=140, scored=1, tops=2),
 }
 
