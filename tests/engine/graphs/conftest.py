@@ -23,12 +23,12 @@ from redraft.drafts.eagle3 import Eagle3Drafter
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels.adjust import PRODUCED
 from redraft.kernels.compact_kv import compact_kv_twin
 from redraft.kernels.paged_attention import PagedTwin
 from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import Attention
-from redraft.server.engine.dry_run import Anything
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
@@ -38,6 +38,7 @@ from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.weights import head_tensor, load_weights
 
 SLOTS, NODES, POSITIONS = 3, 7, 300
+END, DRAWN = 68, 70
 CPU = torch.device("cpu")
 TEXTS = ([5, 9, 5, 9, 5, 9, 5, 9] * 15 + [5, 9, 5], list(range(20, 60)))
 """The first one's round crosses a page, and both repeat themselves or count up, so that lookup finds something."""
@@ -131,8 +132,22 @@ def parts(thing: Any) -> dict[str, Tensor]:
     return {f"{name}.{inner}": tensor for name, part in named.items() for inner, tensor in parts(part).items()}
 
 
+class NoFives:
+    """Grammars that allow all but token 5 (``parts.Allow``), and can say nothing of nodes far behind the root."""
+
+    def see(self, rows: Rows) -> None:
+        self.index = rows.index
+
+    def write(self, allowed: Tensor, left_out: Tensor) -> None:
+        allowed[:, 0] = ~(1 << 5)
+        left_out.copy_(self.index > 2)
+
+
 class Setting:
-    """A target, a drafter, and a state in which two requests decode and a third may be prefilled."""
+    """A target, a drafter, and a state in which two requests decode and a third may be prefilled.
+
+    The two ask for everything that a plan can have; rounds that leave it out do not see that.
+    """
 
     def __init__(self, folder: Path, make: Callable[[Setting], Drafter]) -> None:
         self.spec = read_spec(folder)
@@ -143,6 +158,8 @@ class Setting:
         self.drafter = make(self)
         sizes = {"slots": SLOTS, "pages": 6, "max_model_len": 200, "tree_rows": 40, "prefill": 168}
         self.state = DeviceState(self.spec, CPU, torch.float32, context=self.drafter.context, forced=3, **sizes)
+        self.state.adjusting.reserve()
+        self.state.masks.reserve()
         self.fill(TEXTS)
         self.snapshot = {name: tensor.clone() for name, tensor in parts(self.state).items()}
 
@@ -154,19 +171,34 @@ class Setting:
             state.tokens[slot, : len(text)] = torch.tensor(text)
             state.length[slot] = lengths[slot] if slot < len(lengths) else len(text)
         state.limit.fill_(200)
-        state.most_nodes.fill_(NODES)
+        state.most_nodes.copy_(torch.tensor([4, 3, NODES, 0]))
         state.trust.fill_(1.0)
         state.sampling.temperature.copy_(torch.tensor([0.0, 0.9, 0.0, 0.0]))
         state.sampling.top_p.fill_(0.95)
         state.sampling.seed.copy_(torch.tensor([1, -3, 5, 0]))
         state.active.copy_(torch.tensor([True, True, False, False]))
         state.set_asked((0, 1))
+        state.set_forced({0: [9, 9], 1: [DRAWN] * 3})
+        self._adjust(texts)
         chunks = tuple(Chunk(slot, 0, int(state.length[slot]) - 1) for slot in range(len(texts)))
         rows = sum(chunk.count for chunk in chunks) + 2
         plan = Plan(0, 0, 0, False, False, prefill=rows, prefill_bound=140)
         state.prefill.write(chunks, rows)
         run_prefill(state, self.target, self.drafter, plan, attention)
         state.prefill.write([Chunk(2, 0, 5)], 6)
+
+    def _adjust(self, texts: tuple[list[int], ...]) -> None:
+        """The first is drawn to what it has said, the other by a bias, which would end it, but it may not yet."""
+        adjusting = self.state.adjusting
+        penalties, bias = adjusting.penalties, adjusting.bias
+        assert penalties is not None
+        assert bias is not None
+        penalties.frequency[0], penalties.presence[0], penalties.repetition[0] = -0.5, 0.25, 1.5
+        penalties.count.zero_()
+        penalties.count[0] = PRODUCED * torch.bincount(torch.tensor(texts[0]), minlength=self.spec.vocab)
+        bias.token[1], bias.value[1] = DRAWN, 30.0
+        bias.token[1, 0], bias.value[1, 0] = END, 40.0
+        adjusting.ends[:, 0], adjusting.until[:2] = END, 200
 
     def restore(self) -> None:
         """The declared state as it was, in the tensors that it is in."""
@@ -178,8 +210,8 @@ class Setting:
                 tensor.fill_(12_345)
 
     def round(self, plan: Plan, chunks: tuple[Chunk, ...] = ()) -> Ran:
-        """Run one; where it is guided, grammars allow every token."""
-        return run_round(self.state, self.target, self.drafter, plan, attention, Anything(), chunks)
+        """Run one."""
+        return run_round(self.state, self.target, self.drafter, plan, attention, NoFives(), chunks)
 
     def run(self, plan: Plan, around: AbstractContextManager[Any]) -> dict[str, Tensor]:
         """Copies of everything that a round leaves behind or returns."""

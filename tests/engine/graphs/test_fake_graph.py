@@ -20,10 +20,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from redraft.drafts.base import Bounds, Candidates, Drafter, DraftState
 from redraft.drafts.none import NoDrafter
+from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.round import Plan
 
 PLAN = Plan(rows=12, context_bound=140, requests=2, sampled=True, filtered=True)
 BESIDE = replace(PLAN, rows=8, prefill=6, prefill_bound=140)
+EVERYTHING = replace(
+    PLAN,
+    rows=16,
+    stages=Stages(penalised=True, biased=True, minimum=True, ends=2),
+    scored=2,
+    tops=20,
+    capped=True,
+    forced=True,
+    guided=True,
+)
+PLANS = pytest.mark.parametrize(
+    "plan",
+    [PLAN, BESIDE, EVERYTHING, replace(EVERYTHING, prefill=6, prefill_bound=140)],
+    ids=["round", "with prefill", "everything asked", "everything with prefill"],
+)
 KINDS = ("none", "ngram", "dflash", "eagle3", "dflash+ngram", "twin-siblings")
 OTHERS = ([3, 4, 5, 6] * 20, [100, 101] * 40), (70, 33)
 
@@ -52,7 +68,7 @@ def differing(setting: Any, plan: Plan, poisoned: Callable[..., AbstractContextM
     return same(first, setting.run(plan, poisoned(1e30, 1_000_003)))
 
 
-@pytest.mark.parametrize("plan", [PLAN, BESIDE], ids=["round", "with prefill"])
+@PLANS
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_round_carries_no_state_but_the_declared(
     kind: str,
@@ -67,6 +83,30 @@ def test_a_round_carries_no_state_but_the_declared(
     result = setting.run(plan, nullcontext())
     assert (setting.state.length > before).tolist() == [True, True, False, False]
     assert not any(tensor.isnan().any() for tensor in result.values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    "less",
+    [
+        replace(EVERYTHING, stages=replace(EVERYTHING.stages, penalised=False)),
+        replace(EVERYTHING, stages=replace(EVERYTHING.stages, biased=False)),
+        replace(EVERYTHING, stages=replace(EVERYTHING.stages, minimum=False)),
+        replace(EVERYTHING, scored=0),
+        replace(EVERYTHING, capped=False),
+        replace(EVERYTHING, forced=False),
+        replace(EVERYTHING, guided=False),
+    ],
+    ids=["penalties", "bias", "min_tokens", "log-probabilities", "caps", "forced tokens", "grammars"],
+)
+def test_everything_that_is_asked_shows(less: Plan, make_setting: Callable[..., Any]) -> None:
+    """Else what is asked would not be looked at above."""
+    setting, results = make_setting("ngram"), []
+    for plan in (EVERYTHING, less):
+        setting.restore()
+        committed, tree, scores, _ = setting.round(plan)
+        values = (committed.tokens, committed.drafted, tree.token, *(() if scores is None else (scores.scores.value,)))
+        results.append([value.tolist() for value in values])
+    assert results[0] != results[1]
 
 
 def test_siblings_are_accepted_off_the_spine(make_setting: Callable[..., Any]) -> None:
@@ -133,7 +173,7 @@ def shapes(setting: Any, plan: Plan) -> tuple[list[Any], list[Any]]:
     return one.seen, two.seen
 
 
-@pytest.mark.parametrize("plan", [PLAN, BESIDE], ids=["round", "with prefill"])
+@PLANS
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_plan_runs_the_same_ops_on_the_same_shapes(
     kind: str, plan: Plan, make_setting: Callable[..., Any]
