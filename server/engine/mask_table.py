@@ -36,12 +36,13 @@ class MaskTable:
         ``ValueError`` for more rows than there is room for.
         """
         there = self._of(self.reserve(), rows)
-        here = torch.empty_like(there, device="cpu", pin_memory=True) if self.device.type == "cuda" else there
+        cuda = self.device.type == "cuda"
+        here = torch.empty(there.shape, dtype=torch.int32, pin_memory=True) if cuda else there
         allowed, left_out = self._parts(here, rows)
         allowed.fill_(EVERY_TOKEN)
         left_out.zero_()
         write(allowed, left_out)
-        if here is not there:
+        if cuda:
             there.copy_(here, non_blocking=True)
 
     def read(self, rows: int) -> tuple[Tensor, Tensor]:

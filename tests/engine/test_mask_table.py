@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -51,13 +49,15 @@ def test_on_a_gpu_each_write_has_pinned_memory_of_its_own_and_is_not_waited_for(
 ) -> None:
     """A stand-in for its memory: copies are made at the end, as they may be when the host is ahead."""
     table, copies, pinned = MaskTable(8, 70, CPU), list[tuple[Tensor, Tensor]](), list[bool]()
-    memory, empty_like = table.reserve(), torch.empty_like
+    memory, empty = table.reserve(), torch.empty
 
     class OnGpu:
         """The table's memory, of which parts are taken and copied to."""
 
         def __init__(self, part: Tensor) -> None:
             self.part = part
+
+            self.shape = part.shape
 
         def __getitem__(self, where: slice) -> OnGpu:
             return OnGpu(self.part[where])
@@ -66,11 +66,11 @@ def test_on_a_gpu_each_write_has_pinned_memory_of_its_own_and_is_not_waited_for(
             assert non_blocking
             copies.append((self.part, here))
 
-    def on_host(like: Any, *, device: str, pin_memory: bool) -> Tensor:
-        pinned.append(device == "cpu" and pin_memory)
-        return empty_like(like.part)
+    def on_host(shape: torch.Size, *, dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        pinned.append(pin_memory)
+        return empty(shape, dtype=dtype)
 
-    monkeypatch.setattr(torch, "empty_like", on_host)
+    monkeypatch.setattr(torch, "empty", on_host)
     table.device, table.values = torch.device("cuda"), OnGpu(memory)  # type: ignore[assignment]
     written = [write(table, rows, start) for rows, start in ((4, 100), (8, 0))]
     assert not memory.any(), "written elsewhere"

@@ -112,7 +112,7 @@ class Recording:
 
 
 @pytest.fixture
-def recording(twins: None) -> type[Recording]:
+def recording() -> type[Recording]:
     return Recording
 
 
