@@ -139,7 +139,7 @@ class NoFives:
         self.index = rows.index
 
     def write(self, allowed: Tensor, left_out: Tensor) -> None:
-        allowed[:, 0] = ~(1 << 5)
+        allowed[:, 0].fill_(~(1 << 5))
         left_out.copy_(self.index > 2)
 
 
