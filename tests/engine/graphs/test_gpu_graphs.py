@@ -39,7 +39,7 @@ def run(engine: Engine) -> dict[str, list[Any]]:
             SamplingParams(20, seed=number, **{"temperature": 0.0} | KINDS[number % 4]),
             grammar=CHOICE if number % 3 == 2 else None,
         )
-        for number in range(16)
+        for number in range(12)
     ]
     told = {request.request_id: list[Any]() for request in waiting}
     while waiting or engine.busy:
