@@ -85,7 +85,7 @@ class Ran(NamedTuple):
     scores: RoundScores | None = None
     """For those who asked."""
     prompts: Many[Logprobs | None] = ()
-    """By chunk that ``run_round`` was told of, of the token behind each of its rows; None where nobody asked."""
+    """By chunk that the round was told of, of the token behind each of its rows; None where nobody asked."""
 
 
 def round_parts(
