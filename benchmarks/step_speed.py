@@ -22,8 +22,9 @@ from redraft.kernels.attention import MakeAttention
 from redraft.kernels.linear import Linear
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs
+from redraft.server.engine.parts import Parts
 from redraft.server.engine.recording import cuda_recorder
-from redraft.server.engine.round import Plan, Ran, run_round
+from redraft.server.engine.round import Plan, Ran, round_parts
 from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -143,8 +144,8 @@ class Steps:
 def _runner(state: DeviceState, target: Target, drafter: Drafter, make_attention: MakeAttention) -> Graphs[Ran]:
     """Rounds by graph on a GPU, as they are elsewhere."""
 
-    def run(plan: Plan) -> Ran:
-        return run_round(state, target, drafter, plan, make_attention)
+    def run(plan: Plan) -> Parts[Ran]:
+        return round_parts(state, target, drafter, plan, make_attention)
 
     make_recorder = cuda_recorder if state.device.type == "cuda" else None
     return Graphs(run, make_recorder, state.slots, state.positions)

@@ -26,6 +26,16 @@ def prefill_room(most_rows: int) -> int:
     return row_bucket(most_rows) + STEP
 
 
+def round_room(trees: int, prefill: int, forced: int) -> int:
+    """Most rows that a round verifies, padding included, where all trees together have at most ``trees`` nodes.
+
+    ``prefill``: what ``prefill_room`` says, 0 where a pass has no bound but that; ``forced``: nodes of grammars on top.
+    """
+    # nodes that are tried for nothing fill the padding (pace.py)
+    most = min(trees + STEP, prefill + forced) if prefill else trees + STEP
+    return max(row_bucket(most), _recorded(most))
+
+
 def recorded_rows(most_rows: int) -> int:
     """Rows of the largest pass with prefill that may be recorded where passes have at most ``most_rows``."""
     return min(row_bucket(most_rows), MOST_RECORDED)

@@ -149,7 +149,7 @@ def test_no_recorded_pass_takes_more_than_was_measured_for_them(config: EngineCo
 
     def noted(plan: Plan) -> Any:
         with Allocated() as mode:
-            made = run(plan)
+            made = yield from run(plan)
         seen[plan.prefill > 0] = max(seen.get(plan.prefill > 0, 0), mode.most)
         return made
 
@@ -158,12 +158,14 @@ def test_no_recorded_pass_takes_more_than_was_measured_for_them(config: EngineCo
     engine.pacer.recorded = recorded_rows(256)
     for number in range(SLOTS):
         request = everything(number)
-        engine.submit(replace(request, params=replace(request.params, logprobs=None, prompt_logprobs=None)))
+        engine.submit(replace(request, params=replace(request.params, prompt_logprobs=None)))
         for _ in range(4):
             engine.step()
     while engine.busy:
         engine.step()
-    assert any(plan.prefill for _, plan in (*engine.graphs.recorded, *engine.graphs.seen))
+    plans = [plan for _, plan in (*engine.graphs.recorded, *engine.graphs.seen)]
+    assert any(plan.prefill for plan in plans)
+    assert all(plan.scored for plan in plans if plan.rows)
     everything_at_once, recordings = needed
     assert 0 < max(seen.values()) <= recordings <= everything_at_once
 

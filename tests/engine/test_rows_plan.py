@@ -13,6 +13,7 @@ from redraft.server.engine.rows_plan import (
     pass_sizes,
     prefill_room,
     recorded_rows,
+    round_room,
     row_bucket,
 )
 
@@ -48,6 +49,25 @@ def test_recorded_passes_with_prefill_come_in_few_sizes(rows: int, prefill: int,
 )
 def test_there_is_room_for_prefill_whatever_grammars_force(rows: int, prefill: int, forced: int, recorded: int) -> None:
     assert pass_sizes(rows + forced, prefill, recorded)[1] <= prefill_room(rows + prefill)
+
+
+@given(
+    rows=st.integers(1, 3000),
+    prefill=st.integers(0, 2100),
+    forced=st.integers(0, 500),
+    recorded=st.sampled_from([0, 512]),
+    spare=st.integers(0, 130),
+)
+def test_there_is_room_for_the_masks_of_every_round(
+    rows: int, prefill: int, forced: int, recorded: int, spare: int
+) -> None:
+    """Of trees that fill a pass, of few that leave room in it, and with nodes that are tried in the padding."""
+    verified, padded = pass_sizes(rows, prefill, recorded)
+    tried = rows + min(spare, verified + padded - rows - prefill)
+    most = max(rows + prefill, tried)
+    for bound in (round_room(rows + forced, 0, forced), round_room(rows + forced, prefill_room(most), forced)):
+        assert pass_sizes(tried + forced, prefill, recorded)[0] <= bound
+    assert round_room(5000, prefill_room(2048), 100) <= row_bucket(2048 + 128 + 100), "not of trees that no pass has"
 
 
 @pytest.mark.parametrize(
