@@ -39,7 +39,7 @@ _ARGUMENTS = {
     "linear_product": [_P] * 5 + [_N] * 3,
     "greedy": [_P, _P, _N, _N, _I],
     "best_of_rows": [_P] * 5 + [_N] * 4 + [_I],
-    "sample_rows": [_P] * 10 + [_N, _N, _I],
+    "sample_rows": [_P] * 10 + [_N, _N, _N, _I],
     "gumbel_ids": [_P] * 4 + [_N, _N],
     "log_probabilities": [_P] * 6 + [_N] * 3 + [_I],
     "adjust_rows": [_P] * 11 + [_N] * 3 + [_I],

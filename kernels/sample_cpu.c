@@ -155,15 +155,15 @@ static inline __attribute__((always_inline)) int64_t sampled(const void *row, in
     return draw(row, V, temperature, z_max, cut, seed, t, dtype);
 }
 
-/* sample.sample: logits [R, V], slot and position [R] and the table's columns -> choice [R].  scratch [R, V] is given
+/* sample.sample: logits [R, V], slot and position [R] and the table's columns -> choice [R].  scratch [threads, V] is given
  * where some row filters. */
 void sample_rows(const void *logits, const int64_t *slot, const int64_t *position, const float *temperature,
                  const float *top_p, const float *min_p, const int64_t *top_k, const int64_t *seed, int64_t *scratch,
-                 int64_t *choice, int64_t rows, int64_t V, int dtype) {
-#pragma omp parallel for schedule(dynamic) if (rows * V >= 16384)
+                 int64_t *choice, int64_t rows, int64_t V, int64_t threads, int dtype) {
+#pragma omp parallel for schedule(dynamic) num_threads((int)threads) if (rows * V >= 16384)
     for (int64_t r = 0; r < rows; r++) {
         const char *row = (const char *)logits + r * V * (dtype ? 2 : 4);
-        int64_t s = slot[r], *own = scratch ? scratch + r * V : 0;
+        int64_t s = slot[r], *own = scratch ? scratch + omp_get_thread_num() * V : 0;
         uint32_t t = (uint32_t)(position[r] + 1);
         if (!(temperature[s] >= 1e-5f))
             greedy(row, choice + r, 1, V, dtype);

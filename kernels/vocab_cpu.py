@@ -58,8 +58,8 @@ def sampled_rows(
     library, logits = load_fused(), logits.contiguous()
     assert library is not None
     choice = torch.empty(logits.shape[0], dtype=torch.int64)
-    # memory is mapped as it is touched, which few tokens do
-    scratch = torch.empty(logits.shape, dtype=torch.int64) if filtered else None
+    threads = min(torch.get_num_threads(), logits.shape[0])
+    scratch = torch.empty(threads, logits.shape[1], dtype=torch.int64) if filtered else None
     table = (row_slot, row_position, temperature, top_p, min_p, top_k, seed)
     columns = [tensor.contiguous() for tensor in table]
     library.sample_rows(
@@ -68,6 +68,7 @@ def sampled_rows(
         None if scratch is None else scratch.data_ptr(),
         choice.data_ptr(),
         *logits.shape,
+        threads,
         _DTYPES[logits.dtype],
     )
     return choice

@@ -22,7 +22,7 @@ from redraft.server.engine.graphs import Graphs
 from redraft.server.engine.guiding import TreeMasks, force, is_guided, obeyed
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.parts import Parts, complete
-from redraft.server.engine.planning import is_scored, make_plan
+from redraft.server.engine.planning import make_plan
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.progress import say
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
@@ -211,8 +211,8 @@ class Engine:
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, count, start)
         watch = Stopwatch(self.state.device)
         masks = TreeMasks(decoding) if guided else None
-        by_op = is_scored(chunks)
-        (ran, scores), usual = (complete(self._run(plan, chunks), masks), True) if by_op else self.graphs(plan, masks)
+        passed = (complete(self._run(plan, chunks), masks), True) if plan.by_op else self.graphs(plan, masks)
+        (ran, scores), usual = passed
         watch.stop()
         if ran is not None:
             self.pending.append(read_back(decoding, work, watch if usual else None, ran, masks, pace.plain))

@@ -22,7 +22,6 @@ from redraft.server.engine.parts import Allow, Parts, complete
 from redraft.server.engine.progress import say
 from redraft.server.engine.recording import MakeRecorder, Recorder, RecordingError, recorded_parts
 from redraft.server.engine.round import Plan
-from redraft.server.engine.rows_plan import MOST_RECORDED
 from redraft.server.engine.types import MAX_LOGPROBS
 
 T = TypeVar("T")
@@ -94,7 +93,7 @@ class Graphs(Generic[T]):
         return complete(parts, allow), usual
 
     def _begin(self, plan: Plan) -> tuple[Parts[T], bool]:
-        if self.make_recorder is None or self.failure is not None or not _recordable(plan):
+        if self.make_recorder is None or self.failure is not None or plan.by_op:
             return self.run(plan), True
         plan = rounded(plan, self.slots, self.positions)
         kind = self.drafter, plan
@@ -132,7 +131,3 @@ class Graphs(Generic[T]):
             return lambda: self.run(plan)
         del self.seen[kind]
         return replay
-
-
-def _recordable(plan: Plan) -> bool:
-    return not plan.prefill or plan.rows + plan.prefill <= MOST_RECORDED

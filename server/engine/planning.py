@@ -32,11 +32,12 @@ def make_plan(
     """
     params = [sequence.request.params for sequence in decoding]
     asked = Asked.by(decoding)
+    # what is launched op by op need not be of few kinds
+    recorded = 0 if is_scored(chunks) else pacer.recorded
     rows, prefill = pass_sizes(
         max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0,
         sum(chunk.count for chunk in chunks),
-        # what is launched op by op (graphs.py) need not be of few kinds
-        0 if is_scored(chunks) else pacer.recorded,
+        recorded,
     )
     return Plan(
         rows=rows,
@@ -51,6 +52,7 @@ def make_plan(
         capped=any(pacer.allowed(sequence) < proposed for sequence in decoding),
         forced=forced > 0,
         guided=is_guided(decoding),
+        by_op=bool(chunks) and rows + prefill > recorded,
         prefill=prefill,
         prefill_bound=max((chunk.start + chunk.count for chunk in chunks), default=0),
     )

@@ -65,6 +65,8 @@ class Plan:
     """A grammar leaves some request no choice for a while (``state.forced``)."""
     guided: bool = False
     """Some request has a grammar, which the host asks halfway (``state.masks``)."""
+    by_op: bool = False
+    """Launched op by op: its shapes are a prompt's, or it is too large to be padded to few sizes."""
     prefill: int = 0
     """Rows of prefill in the same pass, padding included; ``DeviceState.prefill`` says which they are."""
     prefill_bound: int = 0

@@ -25,6 +25,12 @@ from redraft.server.engine.types import RedraftError, Request, SamplingParams
 SLOTS = 3
 
 
+@pytest.fixture(autouse=True)
+def _twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has no compiled C; what the twins hold is nearer to what its kernels and torch hold there."""
+    monkeypatch.setattr("redraft.kernels.vocab_cpu.load_fused", lambda: None)
+
+
 def storages(values: object) -> Iterator[torch.UntypedStorage]:
     """Of the tensors in ``values``; weights laid out for a CPU's products have none to see."""
     for leaf in tree_leaves(values):
@@ -153,9 +159,9 @@ def test_no_recorded_pass_takes_more_than_was_measured_for_them(config: EngineCo
         seen[plan.prefill > 0] = max(seen.get(plan.prefill > 0, 0), mode.most)
         return made
 
-    measured(engine, taken, recorded_rows(256))
+    measured(engine, taken, recorded_rows(256, 1))
     engine.graphs.make_recorder, engine.graphs.run = lambda: lambda run: run, noted
-    engine.pacer.recorded = recorded_rows(256)
+    engine.pacer.recorded = recorded_rows(256, 1)
     for number in range(SLOTS):
         request = everything(number)
         engine.submit(replace(request, params=replace(request.params, prompt_logprobs=None)))

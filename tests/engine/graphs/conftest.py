@@ -32,6 +32,7 @@ from redraft.kernels.tree_attention import Attention
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
+from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import read_spec
@@ -90,6 +91,7 @@ class Recording:
         self.engine = engine
         engine.make_attention = attention
         engine.graphs.make_recorder = lambda: self
+        engine.pacer.recorded = recorded_rows(engine.pacer.most_rows, weights=1)
         self.recorded = self.launched = 0
         """Recordings, and how often they were played."""
 

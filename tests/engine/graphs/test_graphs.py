@@ -16,7 +16,6 @@ from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs, rounded
 from redraft.server.engine.parts import Parts
 from redraft.server.engine.round import Plan
-from redraft.server.engine.rows_plan import MOST_RECORDED
 from redraft.server.engine.types import MAX_LOGPROBS
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=False, filtered=False)
@@ -120,10 +119,10 @@ def test_who_asks_for_scores_makes_few_kinds() -> None:
     assert rounded(PLAN, 8, 5000).tops == 0, "nor does it cost those anything who do not ask"
 
 
-def test_large_prefill_is_never_recorded_nor_rounded() -> None:
+def test_what_is_launched_op_by_op_is_never_recorded_nor_rounded() -> None:
     recorder = Recorder()
     run = make(recorder)
-    plan = replace(PLAN, prefill=MOST_RECORDED - 7)
+    plan = replace(PLAN, prefill=1001, by_op=True)
     assert [run(plan) for _ in range(3)] == [(plan, True)] * 3
     assert not recorder.made
 

@@ -95,7 +95,7 @@ def test_replayed_they_commit_the_same(
 ) -> None:
     wanted = run(make_engine(draft), requests(14))
     engine = make_engine(draft)
-    recorder, engine.lag, engine.pacer.recorded = recording(engine), lag, recorded_rows(64)
+    recorder, engine.lag, engine.pacer.recorded = recording(engine), lag, recorded_rows(64, 1)
     assert run(engine, requests(14)) == wanted
     assert engine.graphs.failure is None
     plans = [plan for _, plan in engine.graphs.recorded]

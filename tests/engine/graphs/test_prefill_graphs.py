@@ -21,6 +21,8 @@ from redraft.kernels.tree_attention import TwinAttention
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.costs import Work
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.pace import Pace, Pacer
+from redraft.server.engine.planning import make_plan
 from redraft.server.engine.prefill_table import Chunk, PrefillTable
 from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import RECORDED, recorded_rows
@@ -51,7 +53,7 @@ class Watched:
         self.caches: dict[str, tuple[Tensor, Tensor]] = {}
         if records:
             engine.graphs.make_recorder = lambda: self.record
-            engine.pacer.recorded = recorded_rows(MOST_ROWS)
+            engine.pacer.recorded = recorded_rows(MOST_ROWS, 1)
         write, release, run = engine.state.prefill.write, engine._release, engine.graphs.run
 
         def planned(plan: Plan) -> Any:
@@ -214,3 +216,20 @@ def test_what_passes_with_prefill_take_is_learned_of_replays(
     assert [one.rows for one in known] == [plan.rows + plan.prefill for plan in replays]
     assert len(beside) > len(known) > 5
     assert {one.rows for one in known} <= set(RECORDED)
+
+
+def test_what_is_too_large_or_scored_is_planned_to_be_launched_op_by_op() -> None:
+    """And is not padded to the sizes of recordings."""
+    pacer = Pacer(2048, 7, "auto", None, recorded=1024)
+    settings = {"proposed": 7, "eos": (), "unread": 0, "forced": 0}
+
+    def planned(count: int, scored: int | None = None) -> tuple[int, bool]:
+        plan = make_plan(pacer, [], Pace(prefill=count), [Chunk(0, 0, count, scored)], **settings)
+        return plan.prefill, plan.by_op
+
+    assert planned(800) == (1024, False)
+    assert planned(1024) == (1024, False)
+    assert planned(1030) == (1152, True)
+    assert planned(800, scored=3) == (896, True)
+    pacer.recorded = 0
+    assert planned(800) == (896, True)
