@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from redraft.benchmarks.peer_draft import assistant
+from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.drafts.checkpoint import Checkpoint
 
 STATIC, KEPT = "transformers, static cache and compile", "transformers, one static cache and compile"
@@ -45,7 +46,7 @@ def peer_speed(
     device: torch.device,
     dtype: torch.dtype,
     draft: Checkpoint | None = None,
-    fits: Callable[[float], bool] = lambda seconds: True,
+    fits: Callable[[float], bool] = always,
 ) -> dict[str, Any]:
     """Greedy tokens per second by way, prompts one after the other; a way that fails says why instead.
 
@@ -73,7 +74,7 @@ def peer_speed(
             found[name] = {"skipped": "compiling for a CPU takes minutes"}
             continue
         if not fits(LEAST_SECONDS):
-            found[name] = {"skipped": "no time left"}
+            found[name] = {"skipped": LEFT_OUT}
             continue
         try:
             seconds, answers, compiled = run_way(model, prompts, max_tokens, device, options)
