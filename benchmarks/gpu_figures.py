@@ -174,14 +174,20 @@ def _known(source: Source, stages: Stages) -> float | None:
         return None
 
 
+def _shown(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
 def figures_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """One line a figure."""
     lines = []
     for name, figure in figures.items():
         known = figure["value"] is not None
-        value = f"{figure['value']:.3g} {figure['unit']}" if known else "not measured"
+        value = f"{_shown(figure['value'])} {figure['unit']}" if known else "not measured"
         verdict = {True: "met", False: "missed", None: ""}[figure["met"]]
-        beside = [f"{what} {figure[what]:.3g}" for what in ("goal", "floor", "predicted") if figure[what] is not None]
+        beside = [
+            f"{what} {_shown(figure[what])}" for what in ("goal", "floor", "predicted") if figure[what] is not None
+        ]
         told = f" ({', '.join(beside)})" if beside else ""
         why = f": {figure['reason']}" if figure["reason"] else ""
         lines.append(f"{name}: {value}{told} {verdict}".rstrip() + why)

@@ -75,7 +75,6 @@ class RoundOps:
             "sample": partial(self._sample, sampled=True, filtered=False),
             "sample, top_k 50 and top_p 0.9": partial(self._sample, sampled=True, filtered=True),
             "penalties": self._penalties,
-            "log-probabilities, top 20": self._logprobs,
             "marginals greedy": partial(self._marginals, sampled=False),
             "marginals sampled": partial(self._marginals, sampled=True),
             "block_tree": self._block_tree,
@@ -93,6 +92,8 @@ class RoundOps:
             "rope and cache of the draft's context": self._rope_cache,
             "embedding": self._embedding,
             "taps": self._taps,
+            # the one that is made of torch's ops, sorts among them
+            "log-probabilities, top 20": self._logprobs,
         }
 
     def _normal(self, *shape: int) -> Tensor:
