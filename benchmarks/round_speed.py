@@ -37,7 +37,7 @@ from redraft.kernels.attention import MakeAttention
 from redraft.server.engine.target.spec import TargetSpec
 
 RATE = 0.88
-"""With spines of ten nodes some 6.3 tokens a round, as the default target is said to have."""
+"""With spines of ten nodes some 6.3 tokens a round."""
 STEPS = 24
 DRAFT_PASSES = 10
 CASE_SECONDS = 4.0
@@ -59,7 +59,8 @@ class Rounds:
         self.shape, self.case, self.rate = shape, case, rate
         self.draft, self.drafter = random_draft(shape, config, case)
         self.state = shape.state(case, self.drafter.max_nodes, self.drafter.context)
-        self.trees = MadeTrees(case.requests, self.drafter.max_nodes, case.rows - 1, ANCHOR, shape.device)
+        nodes, kept = self.drafter.max_nodes, case.rows - 1
+        self.trees = MadeTrees(case.requests, nodes, kept, ANCHOR, shape.device, deepest=config.drafted)
         self.texts = self._texts()
         """[S, K] what the target says behind the anchor."""
 

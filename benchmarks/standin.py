@@ -47,13 +47,17 @@ class Given:
 class MadeTrees:
     """A tree for each of S slots, none for the trash slot: ``nodes`` drafted nodes, the ``kept`` first being the best.
 
-    The best are a path, the *spine*, of two in three, whose first nodes each have a sibling before them: so keys and
-    values of what is accepted lie where they have to be moved from.  The other nodes hang off the root.
+    The best are a path, the *spine*, of two in three, and siblings of its nodes, most of the first ones, which stand
+    before them: so keys and values of what is accepted lie where they have to be moved from.  The other nodes hang off
+    the root.
     """
 
-    def __init__(self, slots: int, nodes: int, kept: int, anchor: int, device: torch.device) -> None:
-        """``anchor``: the roots' token."""
-        self.spine = kept - kept // 3
+    def __init__(
+        self, slots: int, nodes: int, kept: int, anchor: int, device: torch.device, deepest: int | None = None
+    ) -> None:
+        """``anchor``: the roots' token; ``deepest``: bound of the spine, as a draft has one."""
+        self.spine = min(kept - kept // 3, kept if deepest is None else deepest)
+        siblings = kept - self.spine
         parent, depth, score, self.on_spine = [0], [0], [1.0], [False]
 
         def add(above: int, at: int, likely: float, *, on_spine: bool = False) -> None:
@@ -64,8 +68,8 @@ class MadeTrees:
 
         newest = 0
         for at in range(1, self.spine + 1):
-            # as good and first of the two, so a sibling stands before the spine's node however the tree is packed
-            if at <= kept - self.spine:
+            # as good and earlier, so siblings stand before the spine's node however the tree is packed
+            for _ in range(siblings // self.spine + (at <= siblings % self.spine)):
                 add(newest, at, LIKELY**at)
             add(newest, at, LIKELY**at, on_spine=True)
             newest = len(parent) - 1

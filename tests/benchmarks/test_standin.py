@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
+from redraft.benchmarks.launches import count_op, launches_of
+from redraft.benchmarks.predict import PRODUCTS_AND_ATTENTION
 from redraft.benchmarks.round_speed import Rounds
-from redraft.benchmarks.shape_draft import products_and_attention
-from redraft.benchmarks.shape_target import LENGTH, Case, ShapeTarget, begin
-from redraft.benchmarks.shapes import TINY, draft_shape
+from redraft.benchmarks.shape_draft import products_and_attention, random_draft
+from redraft.benchmarks.shape_target import BOUND, LENGTH, Case, ShapeTarget, begin
+from redraft.benchmarks.shapes import TARGETS, TINY, draft_shape
 from redraft.benchmarks.standin import Given, MadeTrees, simulated
 from redraft.drafts.base import Bounds
-from redraft.kernels.attention import cpu_attention
+from redraft.kernels.attention import block_attention, cpu_attention
 
 CPU = torch.device("cpu")
 SPEC = TINY["tiny"]
@@ -44,6 +47,15 @@ def test_a_made_tree_is_a_tree() -> None:
     # depth by depth along the spine
     assert sum(made.on_spine) == 10
     assert made.depth[torch.tensor(made.on_spine)].tolist() == list(range(1, 11))
+
+
+def test_a_path_is_no_deeper_than_a_draft_goes() -> None:
+    made = MadeTrees(slots=1, nodes=63, kept=63, anchor=7, device=CPU, deepest=15)
+    assert made.spine == int(made.depth.max()) == 15
+    # 48 siblings, three or four of each node
+    assert [int((made.depth == depth).sum()) for depth in range(1, 16)] == [5] * 3 + [4] * 12
+    last = [max(n for n in range(64) if made.depth[n] == depth) for depth in range(1, 16)]
+    assert all(made.on_spine[n] for n in last), "siblings stand before the spine's node"
 
 
 def test_as_many_nodes_are_right_as_are_said_to_be() -> None:
@@ -130,6 +142,28 @@ def test_products_and_attention_are_those_of_the_round(shape: ShapeTarget) -> No
     config = rounds.draft.config
     assert drafted.shape == (2 * config.block_size, config.tokens)
     assert context.shape == (16, 2 * config.layers * config.kv_width)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [("SmolLM2-135M", Case(1, 16)), ("Qwen3-8B", Case(1, 16)), ("Qwen3-8B", Case(16, 8))]
+)
+def test_products_and_attention_are_all_of_a_rounds_on_a_gpu(name: str, case: Case) -> None:
+    """By their launches: what is timed apart is what is predicted apart, and the rest of the round is everything else."""
+    pytest.importorskip("triton")
+    spec = replace(TARGETS[name], layers=12)
+    config, nodes = draft_shape(spec), case.rows - 1
+
+    def make() -> Callable[[], object]:
+        shape = ShapeTarget(spec, CPU, torch.bfloat16, block_attention)
+        shape.kv_dtype = torch.bfloat16
+        draft, drafter = random_draft(shape, config, case)
+        state = shape.state(case, drafter.max_nodes, drafter.context)
+        trees = MadeTrees(case.requests, drafter.max_nodes, nodes, 1, CPU, config.drafted)
+        return products_and_attention(shape, draft, state, trees.tree, case)
+
+    found = launches_of(spec, config, case.requests, case.rows, nodes, True, BOUND)
+    assert found is not None
+    assert count_op(make) == sum(found.get(module, 0) for module in PRODUCTS_AND_ATTENTION)
 
 
 def test_a_given_tree_does_a_drafts_work(shape: ShapeTarget) -> None:
