@@ -72,7 +72,7 @@ def of_sets(names: Sequence[str], *keys: str) -> Callable[[Stages], float]:
     def found(stages: Stages) -> float:
         sets = _stage(stages, "speed")["sets"]
         plain = {"".join(filter(str.isalnum, name.lower())): one for name, one in sets.items()}
-        chosen = []
+        chosen: list[Mapping[str, Any]] = []
         for name in names or plain:
             like = [one for other, one in plain.items() if name in other]
             if not like:
@@ -85,6 +85,8 @@ def of_sets(names: Sequence[str], *keys: str) -> Callable[[Stages], float]:
 
 def _inner(found: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
     for key in keys:
+        if key not in found:
+            raise Missing(f"{key} is not known")
         found = found[key]
     return found
 
@@ -103,7 +105,7 @@ def against_compiled(stages: Stages) -> float:
         ways = {name: stage["peers"].get(name, {}) for name in (STATIC, KEPT)}
         why = (f"{name}: {one.get('skipped') or one.get('failed') or 'not run'}" for name, one in ways.items())
         raise Missing("; ".join(why))
-    return _number(stage["ours"]["plain"], "tokens_per_second") / theirs
+    return _number(_inner(stage, ("ours", "plain")), "tokens_per_second") / theirs
 
 
 def slowest_peer(stages: Stages) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
@@ -10,13 +9,11 @@ from typing import Any
 
 from redraft.benchmarks.local import Decoded, decode
 from redraft.benchmarks.measure import FileRun, Pair, Reply
-from redraft.benchmarks.predict import Prediction, predicted_prefill, predicted_round, predicted_step
+from redraft.benchmarks.predict_speed import Answers, Drafting, expected_speed
 from redraft.benchmarks.prompts import PromptFile
 from redraft.benchmarks.report import figures, table
-from redraft.benchmarks.traffic import LAUNCH_SECONDS
 from redraft.drafts.base import Drafter
 from redraft.drafts.dflash import DFlashDrafter
-from redraft.drafts.dflash_config import DFlashConfig
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
@@ -24,8 +21,6 @@ from redraft.server.engine.engine import Engine
 from redraft.server.engine.types import SamplingParams
 
 Prompts = Sequence[Sequence[int]]
-PEER_LAUNCHES = 8
-"""A layer's seven products, which transformers does not merge, and its attention."""
 
 
 def speed(
@@ -75,79 +70,24 @@ def same_answers(engine: Engine, drafter: Drafter, prompts: Prompts, max_tokens:
 def expected(
     engine: Engine, drafter: Drafter, prompts: Prompts, alone: Mapping[str, Any], bytes_per_second: float
 ) -> dict[str, Any]:
-    """What plain and speculative decoding of ``prompts``, one at a time, take by bytes and launches: tokens per second.
-
-    ``floor``: by bytes alone; ``predicted``: with launches.  How many tokens an answer has and how many a round commits
-    is not to be had from shapes, so both are those of the run (``alone``); they are counts, no times.  What a draft of
-    another kind than DFlash and n-gram lookup launches is not counted, and its speed not predicted.
-    """
+    """``expected_speed`` of what was decoded: the tokens of answers and rounds are those of the run (``alone``)."""
+    answers = Answers(round(fmean(map(len, prompts))), alone["tokens"] / alone["requests"], alone["tau"])
     spec, itemsize = engine.target.spec, engine.target.dtype.itemsize
-    tokens = alone["tokens"] / alone["requests"]
-    prompt = round(fmean(map(len, prompts)))
-    context = prompt + round(tokens / 2)
-    prefill = predicted_prefill(spec, prompt, itemsize)
-    step = predicted_step(spec, 1, 1, context, itemsize, read_back=True)
-    found: dict[str, Any] = {
-        "context": context,
-        "plain_step_bytes": step.traffic.total,
-        "plain_step_milliseconds": {
-            "measured": 1e3 / alone["plain_tokens_per_second"],
-            "floor": 1e3 * step.traffic.seconds(bytes_per_second),
-            "predicted": _milliseconds(step, bytes_per_second),
-        },
-        "plain": _answers(prefill, step, tokens, tokens, bytes_per_second),
-    }
-    parts, tau = _parts(drafter), alone["tau"]
-    if parts is None or not tau:
-        return found | {"speculative": {"floor": None, "predicted": None}}
-    config, lookup = parts
-    allowed = min(engine.pacer.most_nodes, drafter.max_nodes)
-    nodes = drafter.max_nodes // (2 if config is not None and lookup else 1)
-    round_ = predicted_round(
-        spec, config, 1, 1 + allowed, context, itemsize, nodes=nodes, with_lookup=lookup, accepted=tau - 1,
-        read_back=True,
-    )  # fmt: skip
-    return found | {
-        "rows": 1 + allowed,
-        "round_milliseconds": _milliseconds(round_, bytes_per_second),
-        "speculative": _answers(prefill, round_, tokens, math.ceil(tokens / tau), bytes_per_second),
-    }
+    found = expected_speed(spec, drafting_of(engine, drafter), answers, itemsize, bytes_per_second)
+    found["plain_step_milliseconds"]["measured"] = 1e3 / alone["plain_tokens_per_second"]
+    return found
 
 
-def bound_of_peer(engine: Engine, prompts: Prompts, max_tokens: int, bytes_per_second: float) -> float | None:
-    """How many times as fast plain decoding is predicted to be, at least, as a peer that reads the same bytes.
-
-    The peer has no fewer than ``PEER_LAUNCHES`` launches a layer and one for the head, in a graph, and a host that
-    takes no time at all: what it has beside, and what its host takes, cannot be told without running it.
-    """
-    spec, context = engine.target.spec, round(fmean(map(len, prompts))) + max_tokens // 2
-    step = predicted_step(spec, 1, 1, context, engine.target.dtype.itemsize, read_back=True)
-    ours = step.seconds(bytes_per_second)
-    theirs = step.traffic.seconds(bytes_per_second) + (PEER_LAUNCHES * spec.layers + 1) * LAUNCH_SECONDS
-    return None if ours is None else theirs / ours
-
-
-def _parts(drafter: Drafter) -> tuple[DFlashConfig | None, bool] | None:
-    """The DFlash draft's config, if there is one, and whether there is n-gram lookup; None for another kind."""
-    if isinstance(drafter, MergedDrafter):
-        first, second = _parts(drafter.first), _parts(drafter.second)
-        return (first[0], True) if first is not None and second == (None, True) else None
-    if isinstance(drafter, NgramDrafter):
-        return None, True
-    return (drafter.config, False) if isinstance(drafter, DFlashDrafter) else None
-
-
-def _answers(prefill: Prediction, step: Prediction, tokens: float, steps: float, bandwidth: float) -> dict[str, Any]:
-    """Tokens per second of answers of ``tokens`` tokens in ``steps`` steps."""
-    before, each = prefill.seconds(bandwidth), step.seconds(bandwidth)
-    moved = prefill.traffic.seconds(bandwidth) + steps * step.traffic.seconds(bandwidth)
-    known = before is not None and each is not None
-    return {"floor": tokens / moved, "predicted": tokens / (before + steps * each) if known else None}  # type: ignore[operator]
-
-
-def _milliseconds(one: Prediction, bandwidth: float) -> float | None:
-    seconds = one.seconds(bandwidth)
-    return None if seconds is None else 1e3 * seconds
+def drafting_of(engine: Engine, drafter: Drafter) -> Drafting | None:
+    """How ``engine`` drafts with ``drafter``; None for another kind than DFlash and n-gram lookup."""
+    pair = (drafter.first, drafter.second) if isinstance(drafter, MergedDrafter) else (drafter,)
+    trained = [one for one in pair if isinstance(one, DFlashDrafter)]
+    lookup = [one for one in pair if isinstance(one, NgramDrafter)]
+    if len(trained) + len(lookup) < len(pair):
+        return None
+    config = trained[0].config if trained else None
+    verified = min(engine.pacer.most_nodes, drafter.max_nodes)
+    return Drafting(config, bool(lookup), pair[0].max_nodes, verified)
 
 
 def _warm_up(engine: Engine, drafters: Mapping[str, Drafter], prompts: Prompts, params: SamplingParams) -> None:

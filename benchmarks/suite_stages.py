@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from redraft.benchmarks.equality_run import equality_run
 from redraft.benchmarks.kernel_checks import Check, kernel_checks
 from redraft.benchmarks.layer_checks import layer_checks
 from redraft.benchmarks.peers import peer_speed
+from redraft.benchmarks.predict_speed import bound_of_peer
 from redraft.benchmarks.product_speed import product_speed, table
 from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, layer_row_checks, row_checks
 from redraft.benchmarks.suite_context import SLOTS, Suite
-from redraft.benchmarks.suite_speed import bound_of_peer, expected, same_answers, speed
+from redraft.benchmarks.suite_speed import expected, same_answers, speed
 from redraft.drafts.checkpoint import read_draft
 from redraft.kernels.attention import block_attention, cpu_attention
 from redraft.kernels.dependent_launch import LEAST_CAPABILITY
@@ -163,10 +165,12 @@ def peers(suite: Suite) -> Found:
     for name, one in (*ours.items(), *found.items()):
         speed = one.get("tokens_per_second")
         print(f"  {name}: {one.get('skipped') or one.get('failed') or f'{speed:.1f} tokens/s'}", flush=True)
+    target, context = suite.engine.target, round(fmean(map(len, prompts))) + tokens // 2
+    bound = bound_of_peer(target.spec, context, target.dtype.itemsize, suite.copy_bytes_per_second)
     return {
         "prompts": len(prompts),
         "max_tokens": tokens,
-        "predicted_ratio": bound_of_peer(suite.engine, prompts, tokens, suite.copy_bytes_per_second),
+        "predicted_ratio": bound,
         "ours": ours,
         "peers": found,
     }

@@ -148,7 +148,7 @@ def test_products_and_attention_are_those_of_the_round(shape: ShapeTarget) -> No
     ("name", "case"), [("SmolLM2-135M", Case(1, 16)), ("Qwen3-8B", Case(1, 16)), ("Qwen3-8B", Case(16, 8))]
 )
 def test_products_and_attention_are_all_of_a_rounds_on_a_gpu(name: str, case: Case) -> None:
-    """By their launches: what is timed apart is what is predicted apart, and the rest of the round is everything else."""
+    """By their launches: what is timed apart is what is predicted apart, and the rest is everything else of a round."""
     pytest.importorskip("triton")
     spec = replace(TARGETS[name], layers=12)
     config, nodes = draft_shape(spec), case.rows - 1
