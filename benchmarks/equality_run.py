@@ -25,6 +25,8 @@ from redraft.server.engine.types import SamplingParams
 Prompts = Sequence[Sequence[int]]
 PART = 32
 """Prompts that are compared before the time is looked at."""
+FIRST_SECONDS = 5.0
+"""What the first of them are taken to need."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ def equality_run(
     }
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     found = {name: Mismatches() for name in ways}
-    took, done = 0.0, 0
+    took, done = FIRST_SECONDS, 0
     for start in range(0, len(prompts), PART):
         if not fits(took):
             break

@@ -24,6 +24,7 @@ from redraft.benchmarks.peers import peer_speed
 from redraft.benchmarks.predict_speed import bound_of_peer
 from redraft.benchmarks.product_speed import product_speed, table
 from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, layer_row_checks, row_checks
+from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.suite_context import SLOTS, Suite
 from redraft.benchmarks.suite_speed import expected, same_answers, speed
 from redraft.drafts.checkpoint import read_draft
@@ -32,12 +33,23 @@ from redraft.kernels.dependent_launch import LEAST_CAPABILITY
 from redraft.kernels.triton_support import HAS_TRITON, INTERPRETED
 
 Found = dict[str, Any]
+CHECK_SECONDS = 2.0
+"""A check is not begun with less of the suite's time left; most of it goes into compiling."""
 
 
-def run_checks(checks: Iterator[Check]) -> Found:
-    """Run every check; one that raises has failed, and the others still run."""
-    found = []
+FEW_TOKENS = 64
+"""Of answers with drafters that are wrong on purpose; long ones are compared with the draft's own."""
+
+
+def run_checks(checks: Iterator[Check], fits: Callable[[float], bool] = always) -> Found:
+    """Run every check; one that raises has failed, and the others still run.
+
+    ``fits``: whether so many seconds are left; from the first check on that does not, all are left out.
+    """
+    found = list[Found]()
     for name, check in checks:
+        if not fits(CHECK_SECONDS):
+            return {"checks": found, "left_out": f"checks from {name} on: {LEFT_OUT}"}
         try:
             problem = check()
         except Exception:
@@ -56,14 +68,15 @@ def kernels(suite: Suite) -> Found:
     if suite.device.type != "cuda" and not INTERPRETED:
         return {"skipped": "kernels need a CUDA device, or TRITON_INTERPRET=1; on a CPU the twins are what runs"}
     of_sizes = kernel_checks(suite.sizes, suite.device), draft_checks(suite.sizes, suite.device)
-    return run_checks(chain(*of_sizes, layer_checks(suite.targets, suite.device)))
+    return run_checks(chain(*of_sizes, layer_checks(suite.targets, suite.device)), suite.clock.fits)
 
 
 def rows(suite: Suite) -> Found:
     """Row invariance, op by op and over whole layers."""
     make_attention = block_attention if suite.device.type == "cuda" else cpu_attention
     ops = row_checks(suite.sizes, suite.device, suite.dtype, QUICK_SHAPES if suite.quick else SHAPES)
-    return run_checks(chain(ops, layer_row_checks(suite.targets, suite.device, suite.dtype, make_attention)))
+    layers = layer_row_checks(suite.targets, suite.device, suite.dtype, make_attention)
+    return run_checks(chain(ops, layers), suite.clock.fits)
 
 
 def attention(suite: Suite) -> Found:
@@ -71,15 +84,16 @@ def attention(suite: Suite) -> Found:
     if not HAS_TRITON or suite.device.type != "cuda":
         return {"skipped": "needs a CUDA device and Triton; the interpreter's products have other bits"}
     dtypes = tuple(dict.fromkeys((suite.dtype, torch.float32)))
-    found = run_checks(attention_checks(suite.device, dtypes, suite.quick))
-    return {**found, "figures": attention_speed(suite.device, suite.dtype, suite.copy_bytes_per_second)}
+    found = run_checks(attention_checks(suite.device, dtypes, suite.quick), suite.clock.fits)
+    figures = attention_speed(suite.device, suite.dtype, suite.copy_bytes_per_second, suite.clock.fits)
+    return {**found, "figures": figures}
 
 
 def dependent_launches(suite: Suite) -> Found:
     """Kernels launched before the one before has ended: whether they wait, and what that gains."""
     if suite.device.type != "cuda" or torch.cuda.get_device_capability()[0] < LEAST_CAPABILITY:
         return {"skipped": "needs a CUDA device of capability 9.0 or newer"}
-    found = run_checks(dependent_checks(suite.targets, suite.device, suite.dtype))
+    found = run_checks(dependent_checks(suite.targets, suite.device, suite.dtype), suite.clock.fits)
     with dependent():
         return {**found, "steps": _by_case(suite, step_speed.step_speed, step_speed.CASES[:3])}
 
@@ -88,8 +102,8 @@ def equality(suite: Suite) -> Found:
     """Output with every drafter against plain output, and speculation against plain decoding over many prompts."""
     # the adversarial drafters tell requests apart by slot
     few = suite.mixed[:SLOTS]
-    # long answers are what follows
-    found = run_checks(equality_checks(suite.engine, suite.drafter, few, min(suite.equality_tokens, 64)))
+    checks = equality_checks(suite.engine, suite.drafter, few, min(suite.equality_tokens, FEW_TOKENS))
+    found = run_checks(checks, suite.clock.fits)
     prompts = suite.mixed[: suite.equality_prompts]
     drafter = suite.many_drafter
     return {**found, **equality_run(suite.many, drafter, prompts, suite.equality_tokens, suite.clock.fits)}
@@ -105,7 +119,7 @@ def products(suite: Suite) -> Found:
     found = [
         one
         for name, spec in suite.targets.items()
-        for one in product_speed(name, spec, suite.device, suite.dtype, suite.copy_bytes_per_second)
+        for one in product_speed(name, spec, suite.device, suite.dtype, suite.copy_bytes_per_second, suite.clock.fits)
     ]
     print(table(found))
     return {"products": found}

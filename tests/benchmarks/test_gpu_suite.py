@@ -261,6 +261,14 @@ def test_cases_that_no_longer_fit_are_said_to_be_left_out(tmp_path: Path) -> Non
     assert "left out for want of time: steps: 1 of 2 cases" in shown
 
 
+def test_checks_that_no_longer_fit_are_said_to_be_left_out() -> None:
+    left = iter((True, False))
+    checks = iter([("first", lambda: None), ("second", lambda: pytest.fail("no time")), ("third", lambda: None)])
+    found = run_checks(checks, lambda seconds: next(left))
+    assert [check["name"] for check in found["checks"]] == ["first"]
+    assert left_out([{"name": "rows", **found}]) == [f"rows: checks from second on: {LEFT_OUT}"]
+
+
 def test_every_stage_says_what_it_needs() -> None:
     assert set(LEAST_SECONDS) == set(STAGES) - {"bandwidth"}
     assert sum(LEAST_SECONDS.values()) < 480
