@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from redraft.benchmarks import launches
 from redraft.benchmarks.launches import CPU, NODES, count_launches, count_op, default_draft, launches_of
 from redraft.benchmarks.shapes import TARGETS, draft_shape
 from redraft.drafts.dflash_config import DFlashConfig
@@ -61,6 +62,19 @@ def test_layers_need_not_all_be_counted(name: str, requests: int, rows: int, nod
     draft = draft_shape(spec)
     wanted = count_launches(spec, draft, requests=requests, rows=rows, nodes=nodes, lookup=lookup)
     assert launches_of(spec, draft, requests, rows, nodes, lookup) == wanted
+
+
+def test_what_cannot_be_counted_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measurements are not to be lost for it."""
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise TypeError("another version")
+
+    monkeypatch.setattr(launches, "count_launches", broken)
+    assert launches.launches_of.__wrapped__(SPEC) is None
+    assert "TypeError: another version" in capsys.readouterr().out
 
 
 def test_lookup_alone_is_one_launch_more_than_a_given_tree() -> None:
