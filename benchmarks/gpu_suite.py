@@ -22,6 +22,7 @@ from redraft.benchmarks.stamp import stamp
 from redraft.benchmarks.suite_clock import BUDGET, LEFT_OUT
 from redraft.benchmarks.suite_context import Suite
 from redraft.benchmarks.suite_stages import LEAST_SECONDS, STAGES, Found
+from redraft.server.engine.types import RedraftError
 
 RESULTS = Path("benchmarks/results/gpu")
 FILE = "gpu_suite.json"
@@ -49,9 +50,12 @@ def run_stage(suite: Suite, name: str) -> Found:
 
 
 def run(options: argparse.Namespace, command: list[str]) -> bool:
-    """Run the stages in ``options.only`` and write the file after each; returns whether nothing failed."""
+    """Run the stages in ``options.only`` and write the file after each; returns whether nothing failed.
+
+    Raises ``RedraftError`` where results are to be kept that are not of the same code and device.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
-    suite = Suite(options)
+    suite, path = Suite(options), options.out / FILE
     names = options.only or list(STAGES)
     report: Found = {
         "benchmark": "gpu_suite",
@@ -61,19 +65,37 @@ def run(options: argparse.Namespace, command: list[str]) -> bool:
         "dtype": str(suite.dtype).removeprefix("torch."),
         "quick": suite.quick,
         "budget_seconds": suite.clock.budget,
+        "earlier": [],
         "stages": [],
     }
-    for name in names:
+    if options.keep and path.is_file():
+        join(report, json.loads(path.read_text()), names)
+        suite.clock.spend(sum(stage["seconds"] for stage in report["stages"]))
+    for number, name in enumerate(names, start=1):
         stages = report["stages"]
         stages.append(run_stage(suite, name))
+        if options.keep:
+            stages.sort(key=lambda stage: list(STAGES).index(stage["name"]))
         report["seconds"] = round(suite.clock.spent, 3)
         report["left_out"] = left_out(stages)
-        report["complete"] = len(stages) == len(names) and not report["left_out"]
+        report["complete"] = number == len(names) and not report["left_out"]
         report["figures"] = gpu_figures(stages)
-        (options.out / FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(figures_table(report["figures"]))
     print(stages_table(report))
     return all(stage["ok"] for stage in report["stages"])
+
+
+def join(report: Found, before: Found, names: list[str]) -> None:
+    """Take into ``report`` the stages of a run ``before`` that are not in ``names``."""
+    for key in ("commit", "versions", "machine", "device", "dtype", "quick"):
+        if report[key] != before[key]:
+            raise RedraftError(
+                f"--keep: what DIR holds is of another {key}, {before[key]} and not {report[key]}; choose another --out"
+            )
+    report["dirty"] = report["dirty"] or before["dirty"]
+    report["earlier"] = [*before["earlier"], before["command"]]
+    report["stages"] = [stage for stage in before["stages"] if stage["name"] not in names]
 
 
 def left_out(stages: list[Found]) -> list[str]:
@@ -130,6 +152,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--equality-prompts", type=_count, help="prompts that are compared, if there are as many (200)")
     parser.add_argument("--equality-tokens", type=_count, help="tokens of each that are compared (256; 16 quick)")
     parser.add_argument("--max-model-len", type=_count, default=1024)
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the stages that are in DIR already and are not run again"
+    )
     parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds for all stages ({BUDGET:.0f})")
     parser.add_argument("--only", action="append", choices=tuple(STAGES), help="run this stage only; may be repeated")
     options = parser.parse_args(arguments)
@@ -152,7 +177,10 @@ def _count(text: str) -> int:
 
 def main() -> None:
     """Entry point of ``python -m``."""
-    ok = run(parse(sys.argv[1:]), ["python", "-m", "redraft.benchmarks.gpu_suite", *sys.argv[1:]])
+    try:
+        ok = run(parse(sys.argv[1:]), ["python", "-m", "redraft.benchmarks.gpu_suite", *sys.argv[1:]])
+    except RedraftError as error:
+        sys.exit(str(error))
     print("passed" if ok else "FAILED")
     sys.exit(0 if ok else 1)
 

@@ -22,6 +22,10 @@ class Clock:
     def spent(self) -> float:
         return self._now() - self._begun
 
+    def spend(self, seconds: float) -> None:
+        """So many were spent elsewhere."""
+        self._begun -= seconds
+
     def fits(self, seconds: float) -> bool:
         """Whether so many seconds are left."""
         return self.spent + seconds <= self.budget

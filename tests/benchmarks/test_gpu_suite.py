@@ -261,6 +261,32 @@ def test_cases_that_no_longer_fit_are_said_to_be_left_out(tmp_path: Path) -> Non
     assert "left out for want of time: steps: 1 of 2 cases" in shown
 
 
+def test_stages_may_be_run_one_by_one_into_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(STAGES, "equality", lambda suite: {"checks": [{"name": "x", "ok": True}]})
+    words = ["--out", str(tmp_path), "--device", "cpu", "--quick", "--keep"]
+    for name in ("equality", "bandwidth", "equality"):
+        assert run(parse([*words, "--only", name]), ["suite", name]) is True
+    path = tmp_path / FILE
+    report = json.loads(path.read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["bandwidth", "equality"], "in their order, once each"
+    assert report["earlier"] == ["suite equality", "suite bandwidth"]
+    assert report["complete"] is True
+    assert report["figures"]["checks of equality that failed"]["met"] is True
+    # their time counts
+    report["stages"][0]["seconds"] = 479.0
+    path.write_text(json.dumps(report))
+    run(parse([*words, "--only", "equality"]), ["suite", "again"])
+    assert json.loads(path.read_text())["left_out"] == ["equality: all of it"]
+    report["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(report))
+    with pytest.raises(RedraftError, match="of another versions"):
+        run(parse([*words, "--only", "equality"]), ["suite"])
+    assert run(parse([*words[:-1], "--only", "bandwidth"]), ["suite"]) is True, "without --keep it begins anew"
+    assert [stage["name"] for stage in json.loads(path.read_text())["stages"]] == ["bandwidth"]
+
+
 def test_checks_that_no_longer_fit_are_said_to_be_left_out() -> None:
     left = iter((True, False))
     checks = iter([("first", lambda: None), ("second", lambda: pytest.fail("no time")), ("third", lambda: None)])
