@@ -51,7 +51,7 @@ class Prediction:
         if self.by_module is None:
             return None
         counted = sum(count for name, count in self.by_module.items() if name not in PRODUCTS_AND_ATTENTION)
-        return self.traffic.rest / bytes_per_second + counted * LAUNCH_SECONDS
+        return self.traffic.rest / bytes_per_second + (counted + self.further) * LAUNCH_SECONDS
 
 
 def predicted_step(

@@ -47,7 +47,9 @@ def predicted_stages(bandwidth: float, tau: Mapping[str, float], prompt: int, to
             )
         draft = draft_shape(spec)
         accepted = sum(RATE**depth for depth in range(1, draft.block_size))
-        whole = predicted_round(spec, draft, 1, 1 + NODES, LENGTH, ITEMSIZE, bound=BOUND, accepted=accepted)
+        whole = predicted_round(
+            spec, draft, 1, 1 + NODES, LENGTH, ITEMSIZE, bound=BOUND, accepted=accepted, read_back=True
+        )
         seconds, rest = whole.seconds(bandwidth), whole.rest_seconds(bandwidth)
         rounds.append(
             {

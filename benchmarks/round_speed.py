@@ -4,13 +4,13 @@ A draft of the published shape does all of its work; whether what it drafts is a
 it was never trained: each node of a path is right with probability ``RATE`` if the one before it is, as with a draft
 whose rounds commit some six tokens.  What is committed, and so tokens per second, is read from the round itself.
 
-The *rest* of a round, all that is neither a matrix product nor attention, is measured as what the round takes longer
-than its products and attention alone, in a graph of their own, in the same order, over the same rows.  So it holds
-everything that the rest costs: its kernels, the gaps around them, what they drive out of the caches.  Timing the
-rest's kernels in a graph of their own would miss the gaps between them and the products; a profiler's durations would,
-too, and slow down what it looks at.  The two are replayed in turn, so drift of the clock hits both alike.  A difference
-of two medians near one another is uncertain by as much as they are, which ``spread`` tells: half the distance between
-the quartiles of either, together, as a share of the round.
+The *rest* of a round, all that is neither a matrix product nor attention, the copy of what was committed to the host
+included, is measured as what the round takes longer than its products and attention alone, in a graph of their own, in
+the same order, over the same rows.  So it holds everything that the rest costs: its kernels, the gaps around them, what
+they drive out of the caches.  Timing the rest's kernels in a graph of their own would miss the gaps between them and
+the products; a profiler's durations would, too, and slow down what it looks at.  The two are replayed in turn, so drift
+of the clock hits both alike.  A difference of two medians near one another is uncertain by as much as they are, which
+``spread`` tells: half the distance between the quartiles of either, together, as a share of the round.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from redraft.drafts.base import Bounds
 from redraft.drafts.dflash_config import DFlashConfig
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.attention import MakeAttention
+from redraft.server.engine.readback import copied
 from redraft.server.engine.target.spec import TargetSpec
 
 RATE = 0.88
@@ -91,10 +92,17 @@ class Rounds:
         begin(state)
         parts = captured(products_and_attention(self.shape, self.draft, state, self.trees.tree, case), device)
         clock, whole, alone, tokens = DeviceClock(device), list[float](), list[float](), 0
+
+        def round_() -> None:
+            committed, tree, *_ = run(case.plan)[0]
+            # as an engine does behind every round
+            told = committed.tokens, committed.count, committed.accepted, committed.drafted, committed.finish
+            copied((*told, tree.token, tree.parent, tree.score))
+
         for step in range(steps):
             begin(state)
             self.trees.write(self.texts, right[step], self.shape.spec.vocab)
-            whole.append(clock.seconds(lambda: run(case.plan)))
+            whole.append(clock.seconds(round_))
             tokens += int((state.length[: case.requests] - LENGTH).sum())
             begin(state)
             alone.append(clock.seconds(parts))
@@ -157,7 +165,7 @@ def measured(shape: ShapeTarget, case: Case, bandwidth: float) -> dict[str, Any]
     found: dict[str, Any] = {"draft_seconds": rounds.draft_seconds(), **rounds.measure()}
     prediction = predicted_round(
         shape.spec, config, case.requests, case.rows, LENGTH, itemsize, nodes=nodes, bound=BOUND,
-        with_lookup=nodes <= WITH_LOOKUP, accepted=found["tokens_per_round"] - 1,
+        with_lookup=nodes <= WITH_LOOKUP, accepted=found["tokens_per_round"] - 1, read_back=True,
     )  # fmt: skip
     seconds, rest = prediction.seconds(bandwidth), prediction.rest_seconds(bandwidth)
     # rows of the target's pass are absorbed then, not when a draft is made

@@ -43,6 +43,9 @@ def test_a_round_is_target_draft_and_lookup() -> None:
     products = sum(found.by_module[f"kernels.{name}"] for name in ("matmul", "chunk_attention", "sum_chunks"))
     counted = sum(found.by_module.values()) - products
     assert rest == pytest.approx(found.traffic.rest / SPEED + counted * LAUNCH_SECONDS)
+    told = predicted_round(SPEC, DRAFT, 1, 16, 512, 2, accepted=5, read_back=True)
+    assert told.launches == found.launches + 3  # type: ignore[operator]
+    assert told.rest_seconds(SPEED) == pytest.approx(rest + 3 * LAUNCH_SECONDS)
     # what the issue asks of it
     assert 0.005 < rest / whole < 0.05
 
