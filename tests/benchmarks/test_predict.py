@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from redraft.benchmarks import launches, predict
-from redraft.benchmarks.predict import predicted_prefill, predicted_round, predicted_step
+from redraft.benchmarks.launches import count_op
+from redraft.benchmarks.predict import READ_BACK, predicted_prefill, predicted_round, predicted_step
 from redraft.benchmarks.shapes import TARGETS, draft_shape
 from redraft.benchmarks.traffic import LAUNCH_SECONDS, draft_pass, lookup, moved, target_pass
+from redraft.server.engine.readback import copied
 
 pytest.importorskip("triton")
 SPEC = TARGETS["Qwen3-8B"]
@@ -48,6 +53,17 @@ def test_a_round_is_target_draft_and_lookup() -> None:
     assert told.rest_seconds(SPEED) == pytest.approx(rest + 3 * LAUNCH_SECONDS)
     # what the issue asks of it
     assert 0.005 < rest / whole < 0.05
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_an_engine_reads_back_in_as_many_launches(drafted: bool) -> None:
+    def make() -> Callable[[], object]:
+        whole, score = torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5)
+        tensors = (whole, whole[:, 0], *((whole, score) if drafted else ()))
+        return lambda: copied(tensors)
+
+    # and the copy itself, which from a CPU to a CPU is none
+    assert count_op(make) + 1 == READ_BACK[drafted]
 
 
 def test_norms_of_many_rows_are_taken_for_part_of_their_products() -> None:
