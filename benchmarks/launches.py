@@ -11,7 +11,7 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -62,11 +62,14 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
         schema = func._schema
-        is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
+        may_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
+        # an op like "to" or "reshape" returns a view where it can, and a copy where not
+        is_view = may_view and (not isinstance(made, Tensor) or _lies_in(made, args))
         if not is_view and schema.name.partition(".")[0] not in _FREE and schema.name.startswith("aten::"):
             self.launched()
-        return func(*args, **(kwargs or {}))
+        return made
 
     def launched(self) -> None:
         frame = sys._getframe(1)
@@ -76,6 +79,12 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if module.startswith("redraft.") and module != __name__:
                 break
         self.found[module.removeprefix("redraft.")] += 1
+
+
+def _lies_in(made: Tensor, arguments: Iterable[object]) -> bool:
+    """Whether ``made`` shares memory with a tensor of ``arguments``."""
+    own = made.untyped_storage()._cdata
+    return any(isinstance(one, Tensor) and one.untyped_storage()._cdata == own for one in arguments)
 
 
 @contextmanager

@@ -83,6 +83,28 @@ def test_lookup_alone_is_one_launch_more_than_a_given_tree() -> None:
     assert sum(lookup.values()) == sum(given.values()) + 1
 
 
+@pytest.mark.parametrize(
+    ("op", "launched"),
+    [
+        (lambda x: x.reshape(8, 3), 0),
+        (lambda x: x.t().reshape(24), 1),
+        (lambda x: x.float(), 0),
+        (lambda x: x.half(), 1),
+        (lambda x: x.t().contiguous(), 1),
+        (lambda x: torch.empty_like(x)[1:].chunk(2), 0),
+        (lambda x: x.mul_(2), 1),
+    ],
+)
+def test_a_view_is_none_and_a_copy_is_one(op: Callable[[torch.Tensor], object], launched: int) -> None:
+    """Of ops that return either, too."""
+
+    def make() -> Callable[[], object]:
+        x = torch.randn(3, 8)
+        return lambda: op(x)
+
+    assert count_op(make) == launched
+
+
 def test_ops_are_counted_without_contents() -> None:
     def make() -> Callable[[], object]:
         x = torch.randn(3, 8)
