@@ -94,6 +94,7 @@ def test_lookup_alone_is_one_launch_more_than_a_given_tree() -> None:
         (lambda x: torch.empty_like(x)[1:].chunk(2), 0),
         (lambda x: x.mul_(2), 1),
     ],
+    ids=("reshape", "reshape that copies", "same type", "other type", "contiguous", "parts of nothing", "in place"),
 )
 def test_a_view_is_none_and_a_copy_is_one(op: Callable[[torch.Tensor], object], launched: int) -> None:
     """Of ops that return either, too."""
