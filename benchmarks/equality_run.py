@@ -1,8 +1,8 @@
 """Speculative output against plain output over many prompts, token by token and cache byte by byte.
 
-What everything is compared with is plain decoding of one request at a time.  Against it run speculation of one request
-at a time, and plain decoding and speculation of many side by side.  Ends of text are ignored, so that every request
-decodes as many tokens as were asked for.
+Greedy texts are compared with plain decoding of one request at a time: those of speculation of one request at a time,
+and of plain decoding and speculation of many side by side.  Sampled ones, of speculation of many, are compared with
+plain decoding of as many.  Ends of text are ignored, so that every request decodes as many tokens as were asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from redraft.server.engine.engine import Engine
 from redraft.server.engine.types import SamplingParams
 
 Prompts = Sequence[Sequence[int]]
+SAMPLED = 0.8
+"""Temperature of texts that are not greedy."""
 PART = 32
 """Prompts that are compared before the time is looked at."""
 FIRST_SECONDS = 5.0
@@ -54,28 +56,35 @@ def equality_run(
     max_tokens: int,
     fits: Callable[[float], bool] = always,
 ) -> dict[str, Any]:
-    """Mismatches by way, of ``prompts`` decoded greedily to ``max_tokens`` tokens.
+    """Mismatches by way, of ``prompts`` decoded to ``max_tokens`` tokens.
 
     Side by side are as many as the engine has slots.  ``fits``: whether so many seconds are left; the rest of the
-    prompts is left out when those are not that the last part took, and ``skipped`` says how many.
+    prompts is left out when those are not that the last part took, and ``left_out`` says how many.
     """
     together = engine.state.slots
-    ways: dict[str, tuple[Drafter, int]] = {
-        "speculative, batch 1": (drafter, 1),
-        f"plain, batch {together}": (NoDrafter(), together),
-        f"speculative, batch {together}": (drafter, together),
+    greedy, sampled = (
+        SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=1, ignore_eos=True)
+        for temperature in (0.0, SAMPLED)
+    )
+    ways: dict[str, tuple[Drafter, int, SamplingParams]] = {
+        "speculative, batch 1": (drafter, 1, greedy),
+        f"plain, batch {together}": (NoDrafter(), together, greedy),
+        f"speculative, batch {together}": (drafter, together, greedy),
+        f"speculative, batch {together}, T = {SAMPLED}": (drafter, together, sampled),
     }
-    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     found = {name: Mismatches() for name in ways}
     took, done = FIRST_SECONDS, 0
     for start in range(0, len(prompts), PART):
         if not fits(took):
             break
         begun, part = time.perf_counter(), prompts[start : start + PART]
-        wanted = _decoded(engine, NoDrafter(), part, params, 1)
-        for name, (one, batch) in ways.items():
+        wanted = {
+            params: _decoded(engine, NoDrafter(), part, params, batch)
+            for params, batch in ((greedy, 1), (sampled, together))
+        }
+        for name, (one, batch, params) in ways.items():
             made = _decoded(engine, one, part, params, batch)
-            for number, (prompt, *pair) in enumerate(zip(part, wanted, made, strict=True), start=start):
+            for number, (prompt, *pair) in enumerate(zip(part, wanted[params], made, strict=True), start=start):
                 _compare(found[name], number, len(prompt), *pair)
         done += len(part)
         took = time.perf_counter() - begun

@@ -40,7 +40,11 @@ def of_set(plain: float, speculative: float) -> dict[str, Any]:
 
 def equality(prompts: int, tokens: int, **differing: int) -> dict[str, Any]:
     way = {"requests": prompts, "tokens_that_differ": 0, "requests_that_differ": 0, "caches_that_differ": 0}
-    ways = {"speculative, batch 1": way, "speculative, batch 16": way | differing}
+    ways = {
+        "speculative, batch 1": way,
+        "speculative, batch 16": way | differing,
+        "speculative, batch 16, T = 0.8": way,
+    }
     return {
         "name": "equality",
         "checks": [{"ok": True}, {"ok": False}],
@@ -134,6 +138,10 @@ def test_every_figure_of_the_table() -> None:
         TOKENS.format(16): (7.0, 0, False, 0.0, 0.0),
         "speculative against plain, batch 16: requests that differ": (1.0, 0, False, 0.0, 0.0),
         "speculative against plain, batch 16: caches that differ": (0.0, 0, True, 0.0, 0.0),
+        **{
+            f"speculative against plain, batch 16, T = 0.8: {what} that differ": (0.0, 0, True, 0.0, 0.0)
+            for what in ("tokens", "requests", "caches")
+        },
         "checks of equality that failed": (1.0, 0, False, 0.0, 0.0),
     }
     assert "failed, out of memory" in figures["plain decoding, Qwen3-1.7B shape"]["reason"]
