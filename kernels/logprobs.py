@@ -40,7 +40,7 @@ class Logprobs:
 
 def logprobs(logits: Tensor, choice: Tensor, top: int) -> Logprobs:
     """``logits`` [N, V] fp32 or bf16, ``choice`` [N] int64, ``top`` = K ≥ 0, at most V."""
-    if top <= MOST and is_compiled_for(logits):
+    if top <= MOST and is_compiled_for(logits) and bool(((choice >= 0) & (choice < logits.shape[1])).all()):
         return Logprobs(*scores_of_rows(logits, choice, top))
     parts = [
         _of_chunk(logits[start : start + CHUNK], choice[start : start + CHUNK], top)

@@ -18,15 +18,16 @@ static inline int64_t measure(int64_t key, float z_max, int weighed) {
     return weighed ? (int64_t)weight(of_bits(order((int32_t)(key >> 32))) - z_max) : 1;
 }
 
-/* Of n distinct keys, in descending order, the one with which weights, or counts, add up to wanted. */
+/* Of n distinct keys, in descending order, the one with which weights, or counts, add up to wanted.  Any key may be the
+ * next pivot: what a mask or a smooth row leaves in order would make the middle one a bad choice again and again. */
 static int64_t prefix_end(int64_t *key, int64_t n, int64_t wanted, float z_max, int weighed) {
     int64_t low = 0, high = n;
+    uint32_t random = 1;
     while (high - low > 1) {
-        int64_t a = key[low], b = key[(low + high) / 2], c = key[high - 1], last = high - 1;
-        int64_t pivot = a < b ? (b < c ? b : (a < c ? c : a)) : (a < c ? a : (b < c ? c : b));
-        int64_t *place = pivot == a ? key + low : pivot == b ? key + (low + high) / 2 : key + last;
-        *place = key[last], key[last] = pivot;
-        int64_t at = low, above = 0;
+        random = random * 1664525 + 1013904223;
+        int64_t last = high - 1, place = low + (int64_t)(((uint64_t)random * (uint64_t)(high - low)) >> 32);
+        int64_t pivot = key[place], at = low, above = 0;
+        key[place] = key[last], key[last] = pivot;
         for (int64_t i = low; i < last; i++) {
             int64_t one = key[i];
             if (one < pivot) continue;

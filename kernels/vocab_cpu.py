@@ -58,7 +58,8 @@ def sampled_rows(
     library, logits = load_fused(), logits.contiguous()
     assert library is not None
     choice = torch.empty(logits.shape[0], dtype=torch.int64)
-    threads = min(torch.get_num_threads(), logits.shape[0])
+    # all of them, or OpenMP would end those that a round has no row for, and the next product begin them again
+    threads = torch.get_num_threads()
     scratch = torch.empty(threads, logits.shape[1], dtype=torch.int64) if filtered else None
     table = (row_slot, row_position, temperature, top_p, min_p, top_k, seed)
     columns = [tensor.contiguous() for tensor in table]
@@ -91,8 +92,10 @@ def best_of_rows(logits: Tensor, scale: Tensor, kept: int) -> tuple[Tensor, Tens
 
 
 def noise_of_ids(seed: Tensor, t: Tensor, ids: Tensor) -> Tensor | None:
-    """``noise.gumbel`` of a few tokens: [R, N] fp32; None where it is not compiled."""
-    library = load_fused() if type(ids) is Tensor and ids.device.type == "cpu" else None
+    """``noise.gumbel`` of a few tokens: [R, N] fp32; None where it is not compiled, or not for these tensors."""
+    plain = type(ids) is Tensor and ids.device.type == "cpu" and ids.dim() == 2
+    known = plain and all(t.dtype == torch.int64 for t in (seed, t, ids)) and seed.shape == t.shape == ids.shape[:1]
+    library = load_fused() if known else None
     if library is None:
         return None
     out, given = torch.empty(ids.shape), [tensor.contiguous() for tensor in (seed, t, ids)]

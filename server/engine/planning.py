@@ -9,7 +9,7 @@ from redraft.server.engine.guiding import is_guided
 from redraft.server.engine.pace import Pace, Pacer
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan
-from redraft.server.engine.rows_plan import MIN_ROWS, pass_sizes
+from redraft.server.engine.rows_plan import MIN_ROWS, is_recorded, pass_sizes
 from redraft.server.engine.scores import Asked
 from redraft.server.engine.sequence import Sequence
 
@@ -34,11 +34,9 @@ def make_plan(
     asked = Asked.by(decoding)
     # what is launched op by op need not be of few kinds
     recorded = 0 if is_scored(chunks) else pacer.recorded
-    rows, prefill = pass_sizes(
-        max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0,
-        sum(chunk.count for chunk in chunks),
-        recorded,
-    )
+    verified = max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0
+    prefilled = sum(chunk.count for chunk in chunks)
+    rows, prefill = pass_sizes(verified, prefilled, recorded)
     return Plan(
         rows=rows,
         requests=len(decoding),
@@ -52,7 +50,7 @@ def make_plan(
         capped=any(pacer.allowed(sequence) < proposed for sequence in decoding),
         forced=forced > 0,
         guided=is_guided(decoding),
-        by_op=bool(chunks) and rows + prefill > recorded,
+        by_op=bool(chunks) and not is_recorded(verified, prefilled, recorded),
         prefill=prefill,
         prefill_bound=max((chunk.start + chunk.count for chunk in chunks), default=0),
     )

@@ -43,8 +43,8 @@ def recorded_rows(most_rows: int, weights: int) -> int:
 
     ``most_rows``: of any pass; ``weights``: of the target.
     """
-    worth = LAUNCHING * ARITHMETIC / (2 * weights)
-    return min(row_bucket(most_rows), max(size for size in RECORDED if size <= max(worth, ALWAYS_RECORDED)))
+    worth = max(LAUNCHING * ARITHMETIC / (2 * weights), ALWAYS_RECORDED)
+    return max((size for size in RECORDED if size <= min(worth, row_bucket(most_rows))), default=0)
 
 
 def pass_sizes(rows: int, prefill: int, recorded: int = 0) -> tuple[int, int]:
@@ -55,11 +55,15 @@ def pass_sizes(rows: int, prefill: int, recorded: int = 0) -> tuple[int, int]:
     """
     if not prefill:
         return row_bucket(rows), 0
+    if not is_recorded(rows, prefill, recorded):
+        return rows, row_bucket(rows + prefill) - rows
     verified = _recorded(rows) if rows else 0
-    total = _recorded(verified + prefill)
-    if total <= recorded:
-        return verified, total - verified
-    return rows, row_bucket(rows + prefill) - rows
+    return verified, _recorded(verified + prefill) - verified
+
+
+def is_recorded(rows: int, prefill: int, recorded: int) -> bool:
+    """Whether ``pass_sizes`` gives such a pass with prefill sizes that are recorded, or those of launching op by op."""
+    return _recorded((_recorded(rows) if rows else 0) + prefill) <= recorded
 
 
 def _recorded(rows: int) -> int:

@@ -17,7 +17,6 @@ from redraft.kernels.logprobs import Logprobs
 from redraft.server.engine.config import EngineConfig
 from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
-from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.scores import PromptScores
 from redraft.server.engine.types import (
     EngineStats,
@@ -162,7 +161,7 @@ def test_of_prompts_have_the_same_bytes_however_the_prompt_is_cut(
     assert all(len(expected[r.request_id][2]) == len(r.prompt) - 1 for r in requests)
     dtype = engine.info.dtype
     tight = build_engine(replace(config, dtype=dtype, kv_pages=5, max_model_len=400, max_num_batched_tokens=24))
-    tight.lag, tight.pacer.recorded = lag, lag * recorded_rows(24, 1)
+    tight.lag, tight.pacer.recorded = lag, lag * 64
     tight.graphs.make_recorder = (lambda: lambda run: run) if lag else None
     tight.drafter = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
     silent = [Request(f"s{n}", LONG[n:60], replace(params, logprobs=None, prompt_logprobs=None)) for n in range(3)]
