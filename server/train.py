@@ -23,6 +23,7 @@ from redraft.drafts.training.eagle3_settings import Eagle3Settings
 from redraft.drafts.training.opd import Opd
 from redraft.drafts.training.opd_settings import OpdSettings
 from redraft.drafts.training.run import Progress, Run
+from redraft.drafts.training.run_state import saved_products
 from redraft.drafts.training.selector import SelectorRun
 from redraft.drafts.training.selector_settings import SelectorSettings
 from redraft.drafts.training.sft import Sft
@@ -94,10 +95,7 @@ def train_draft(
     with as_redraft_error(), gathered(device) as together:
         spec = read_spec(Path(target.path))
         place, why_place = choose_device(device)
-        kind, why_kind = choose_training_dtype(dtype, place)
-        # processes keep the same weights because they compute the same
-        if together.any(kind == torch.float32) and kind != torch.float32:
-            kind, why_kind = torch.float32, "dtype: fp32, since another process has found bf16 not to be faster"
+        kind, why_kind = common_dtype(dtype, place, options.out / STATE, together)
         shared = f"; training in {together.size} processes" if together.size > 1 else ""
         say(f"{why_place}; {why_kind}{shared}")
         encode = ChatEncode(TextTokenizer.from_folder(Path(target.path)), spec.eos_token_ids[0])
@@ -115,6 +113,17 @@ def train_draft(
         if _run(run, options):
             told = card(target, run, data, start)
             together.on_main(partial(_finish, run, options.out / DRAFT, kept, told))
+
+
+def common_dtype(wanted: str, device: torch.device, state: Path, together: Together) -> tuple[torch.dtype, str]:
+    """What all processes multiply in, and a line that says why; ``state``: folder of the run's saves.
+
+    They keep the same weights because they compute the same.
+    """
+    dtype, why = choose_training_dtype(wanted, device, saved_products(state, device))
+    if together.any(dtype == torch.float32) and dtype != torch.float32:
+        return torch.float32, "dtype: fp32, since another process has found bf16 not to be faster"
+    return dtype, why
 
 
 def _finish(run: Run, folder: Path, kept: tuple[int, ...] | None, told: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from redraft.drafts.checkpoint import Checkpoint
 from redraft.drafts.training.run import Run
+from redraft.drafts.training.settings import dtype_name
 from redraft.server.engine.target.resolve import ResolvedTarget
 
 
@@ -34,7 +35,7 @@ def card(target: ResolvedTarget, run: Run, data: Sequence[Path], start: Checkpoi
         **({"processes": run.together.size} if run.together.size > 1 else {}),
         "command": shlex.join(["redraft", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
         "settings": run.settings.asked,
-        "dtype": str(run.teacher.embedding.dtype).removeprefix("torch."),
+        "dtype": dtype_name(run.products),
         "torch": torch.__version__,
         **before,
     }

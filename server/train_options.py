@@ -43,7 +43,8 @@ States = Annotated[
 Dtype = Annotated[
     Literal["auto", "bf16", "fp32"],
     typer.Option(
-        help="Of products; a draft's weights stay fp32. auto: bf16 on a GPU; on a CPU what is measured to be faster."
+        help="Of products, the target's and the draft's; a draft's weights stay fp32. auto: bf16 on a GPU; on a CPU "
+        "what is measured to be faster; what a run began with when it goes on."
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Updates of the weights; may be changed when a run goes on.")]

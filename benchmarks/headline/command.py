@@ -17,6 +17,7 @@ from redraft.benchmarks.headline.runs import require_known
 from redraft.benchmarks.headline.train import Bench, train_arm
 from redraft.benchmarks.stamp import stamp
 from redraft.drafts.training.data import read_texts
+from redraft.drafts.training.run_state import saved_products
 from redraft.server.engine.hardware import choose_device, choose_training_dtype
 from redraft.server.engine.progress import say
 from redraft.server.engine.target.resolve import resolve_target
@@ -24,7 +25,7 @@ from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.engine.types import RedraftError
 from redraft.server.text import TextTokenizer
-from redraft.server.train import DRAFT, ChatEncode, RunOptions, development
+from redraft.server.train import DRAFT, STATE, ChatEncode, RunOptions, development
 
 
 def train(options: argparse.Namespace, command: Sequence[str]) -> None:
@@ -62,7 +63,9 @@ def prepare(options: argparse.Namespace) -> tuple[Bench, list[Answers]]:
     folder = Path(target.path)
     spec = read_spec(folder)
     device, _ = choose_device(options.device)
-    dtype, _ = choose_training_dtype(options.dtype, device)
+    # all arms in one, also in a later call
+    saved = (saved_products(state, device) for state in sorted(options.out.glob(f"*/{STATE}")))
+    dtype, _ = choose_training_dtype(options.dtype, device, next(filter(None, saved), None))
     encode = ChatEncode(TextTokenizer.from_folder(folder), spec.eos_token_ids[0])
     texts = read_texts(options.data, encode, spec.vocab, options.max_length)
     held_out = read_texts(options.dev, encode, spec.vocab, options.max_length)

@@ -92,11 +92,11 @@ class Run(ABC):
 
     def __post_init__(self) -> None:
         """Resume from ``out`` if there is a save; ``DraftError`` if it belongs to another run."""
-        settings, products = self.settings, torch.bfloat16 if self.mixed_precision else torch.float32
-        self.optimiser = Optimiser(self.module, settings.optimiser, settings.rate, settings.weight_decay, products)
+        settings = self.settings
+        self.optimiser = Optimiser(self.module, settings.optimiser, settings.rate, settings.weight_decay, self.products)
         longest = max(len(text.tokens) for text in (*self.texts, *self.dev))
         self.rope = rope_for(self.config, longest + self.ahead, self.teacher.embedding.device)
-        self.facts = self.settings.facts(self.texts, self.teacher.identity)
+        self.facts = settings.facts(self.texts, self.teacher.identity, self.products)
         saved = newest(self.out)
         if saved is not None:
             noted = facts_of(saved)
@@ -198,14 +198,14 @@ class Run(ABC):
         return drawn
 
     @property
-    def mixed_precision(self) -> bool:
-        """Whether products are bf16, of fp32 weights: on a GPU, and where the target's states are bf16."""
-        like = self.teacher.embedding
-        return like.is_cuda or like.dtype == torch.bfloat16
+    def products(self) -> torch.dtype:
+        """What is multiplied in, of fp32 weights: what the target was loaded in, fp32 or bf16, on every device."""
+        return self.teacher.embedding.dtype
 
     def mixed(self) -> torch.autocast:
         """The draft's passes."""
-        return torch.autocast(self.teacher.embedding.device.type, torch.bfloat16, enabled=self.mixed_precision)
+        device, bf16 = self.teacher.embedding.device, torch.bfloat16
+        return torch.autocast(device.type, bf16, enabled=self.products == bf16)
 
     def measure(self) -> Acceptance:
         """Greedy chain acceptance on the development texts."""

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.optimise import Optimiser
+from redraft.drafts.training.settings import dtype_name
 
 PREFIX = "step-"
 NOTED = {"step", "labels", "seconds", "tau", "settings", "texts", "target"}
 """What ``state.json`` has to hold."""
+PRODUCTS = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float32)}
+"""What runs multiply in, by its name in ``state.json``."""
 
 
 def save_state(folder: Path, step: int, module: nn.Module, optimiser: Optimiser, facts: dict[str, Any]) -> None:
@@ -62,6 +65,21 @@ def facts_of(saved: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DraftError(f"{saved}: cannot be resumed ({error}); remove it to start anew") from None
     return facts
+
+
+def saved_products(folder: Path, device: torch.device) -> torch.dtype | None:
+    """What the run saved under ``folder`` multiplies in; None if there is no save.
+
+    Saves from before this was noted are taken for what nearly all of them are, the default of then: fp32 on a CPU, bf16
+    on a GPU.  To measure what is faster now would change the numbers of a run by how busy the machine is.
+    """
+    saved = newest(folder)
+    if saved is None:
+        return None
+    name = str(facts_of(saved).get("dtype", "float32" if device.type == "cpu" else "bfloat16"))
+    if name not in PRODUCTS:
+        raise DraftError(f"{saved}: cannot be resumed (its dtype is {name!r}); remove it to start anew")
+    return PRODUCTS[name]
 
 
 def load_state(saved: Path, module: nn.Module, optimiser: Optimiser) -> None:

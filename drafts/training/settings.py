@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from redraft.drafts.dflash_config import DraftError
 from redraft.drafts.training.data import Text
 from redraft.drafts.training.optimise import Schedule
@@ -53,11 +55,11 @@ class RunSettings:
         """All of it, as JSON has it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def facts(self, texts: Sequence[Text], identity: str) -> dict[str, Any]:
-        """What must be the same for a run to go on from a save."""
+    def facts(self, texts: Sequence[Text], identity: str, products: torch.dtype) -> dict[str, Any]:
+        """What must be the same for a run to go on from a save; ``products``: what it multiplies in."""
         kept = {name: value for name, value in self.asked.items() if name != "steps"}
         digest = hashlib.sha256(repr([(t.tokens, t.prompt) for t in texts]).encode()).hexdigest()[:16]
-        return {"settings": kept, "texts": digest, "target": identity}
+        return {"settings": kept, "texts": digest, "target": identity, "dtype": dtype_name(products)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,11 @@ class SftSettings(RunSettings):
             raise DraftError("soft and alpha must lie in 0 ... 1")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As saves and cards have it, like ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse another ``value``."""
     if value not in allowed:
@@ -109,6 +116,8 @@ def at_least(settings: RunSettings, least: Mapping[str, int]) -> None:
 def require_same(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
     """Refuse to resume a run that was another run; ``DraftError`` names what differs."""
     differing = [name for name in ("texts", "target") if saved.get(name) != now[name]]
+    # saves from before it was noted have no dtype: see ``run_state.saved_products``
+    differing += ["dtype"] if saved.get("dtype", now["dtype"]) != now["dtype"] else []
     before = saved.get("settings", {})
     differing += [name for name, value in now["settings"].items() if before.get(name) != value]
     if differing:

@@ -27,7 +27,10 @@ ROWS = {"cpu": 1, "cuda": 32768}
 
 
 class TapCache:
-    """A text's states, always rounded to bf16, so that they are the same wherever they come from."""
+    """A text's states, always rounded to bf16, so that they are the same wherever they come from.
+
+    Those of a target that multiplies in fp32 are others than those of the same target in bf16.
+    """
 
     def __init__(self, teacher: Teacher, taps: tuple[int, ...], folder: Path | None, room: int = 0) -> None:
         """``folder``: where to keep states, None keeps none on disk; ``room``: bytes of the device to keep them in."""
@@ -78,7 +81,8 @@ class TapCache:
     def _path(self, text: Text) -> Path | None:
         if self.folder is None:
             return None
-        key = f"{self.teacher.identity}|{self.taps}|{text.tokens}"
+        # Files from before the dtype was part of it don't tell what they were made in, so none of them is found.
+        key = f"{self.teacher.identity}|{self.teacher.embedding.dtype}|{self.taps}|{text.tokens}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def _load(self, text: Text) -> States | None:

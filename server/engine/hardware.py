@@ -56,12 +56,20 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "dtype: fp32, because the CPU has neither AVX512-BF16 nor AMX"
 
 
-def choose_training_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def choose_training_dtype(
+    wanted: str, device: torch.device, saved: torch.dtype | None = None
+) -> tuple[torch.dtype, str]:
     """As ``choose_dtype``, but ``auto`` on a CPU is bf16 only where that multiplies many rows clearly faster.
 
     Which is measured: with AVX512-BF16, bf16 has been found to take twice as long as fp32 on one CPU and a quarter of
-    it on another (docs/log.md).
+    it on another (docs/log.md).  A run that goes on keeps what it began with, ``saved``: a measurement may come out
+    otherwise.  fp16 is a ``RedraftError``: its range is too small for gradients that nothing scales.
     """
+    if wanted == "fp16":
+        raise RedraftError("--dtype fp16 is not for training; use bf16 or fp32")
+    if wanted == "auto" and saved is not None:
+        name = next(name for name, dtype in DTYPES.items() if dtype == saved)
+        return saved, f"dtype: {name}, in which the run goes on"
     if wanted != "auto" or device.type != "cpu":
         return choose_dtype(wanted, device)
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)

@@ -16,6 +16,7 @@ from redraft.benchmarks.headline.plan import TRUNK
 from redraft.benchmarks.tiny import VOCAB, make_tiny_target
 from redraft.drafts.checkpoint import read_draft
 from redraft.server.cli import app
+from redraft.server.engine import hardware
 
 TRUNK_FLOPS, ARM_FLOPS = 5e9, 4e9
 BUDGETS = {TRUNK: TRUNK_FLOPS, "dflash-sft": ARM_FLOPS, "draft-opd": ARM_FLOPS, "eagle3": TRUNK_FLOPS + ARM_FLOPS}
@@ -148,6 +149,20 @@ def test_stopped_run_goes_on_to_the_same_draft(runs: Path, command: list[str], t
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
         assert card(runs, arm)["training_flops"] == card(tmp_path, arm)["training_flops"]
+
+
+@pytest.mark.parametrize(("before", "after", "dtype"), [(4.5, 1.1, "bfloat16"), (1.1, 4.5, "float32")])
+def test_stopped_run_goes_on_in_its_dtype_however_fast_it_is_now(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float, dtype: str
+) -> None:
+    asked = [*command, "--dtype", "auto", "--arm", TRUNK, "--out", str(tmp_path), "--seconds", "0"]
+    for steps, ratio in enumerate((before, after), 1):
+        seconds = {torch.float32: ratio, torch.bfloat16: 1.0}
+        monkeypatch.setattr(hardware, "_product_seconds", seconds.__getitem__)
+        main(asked)
+        (noted,) = (tmp_path / TRUNK / "state").glob("step-*/state.json")
+        facts = json.loads(noted.read_text())
+        assert (facts["step"], facts["dtype"]) == (steps, dtype)
 
 
 def test_same_command_again_leaves_finished_arms_alone(

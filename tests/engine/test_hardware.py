@@ -5,6 +5,7 @@ import torch
 
 from redraft.server.engine import hardware
 from redraft.server.engine.hardware import choose_training_dtype
+from redraft.server.engine.types import RedraftError
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,25 @@ def test_what_was_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delattr(hardware, "_product_seconds")
     assert choose_training_dtype("fp32", CPU) == (torch.float32, "dtype: fp32, as asked")
     assert choose_training_dtype("auto", torch.device("cuda")) == (torch.bfloat16, "dtype: bf16")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("saved", "name"), [(torch.bfloat16, "bf16"), (torch.float32, "fp32")])
+def test_a_run_goes_on_in_what_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, device: str, saved: torch.dtype, name: str
+) -> None:
+    monkeypatch.delattr(hardware, "_product_seconds")
+    found = choose_training_dtype("auto", torch.device(device), saved)
+    assert found == (saved, f"dtype: {name}, in which the run goes on")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_was_asked_for_is_taken_on_every_device(device: str) -> None:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        for saved in (None, torch.bfloat16, torch.float32):
+            assert choose_training_dtype(name, torch.device(device), saved) == (dtype, f"dtype: {name}, as asked")
+    with pytest.raises(RedraftError, match="fp16 is not for training"):
+        choose_training_dtype("fp16", torch.device(device))
 
 
 def test_products_are_timed() -> None:

@@ -45,11 +45,13 @@ def _one_thread(one_thread: None) -> None:
 class ToyTeacher:
     """Causal states from running means of embeddings: every position and every tap differs."""
 
-    def __init__(self, vocab: int = VOCAB, hidden: int = HIDDEN, seed: int = 0) -> None:
+    def __init__(
+        self, vocab: int = VOCAB, hidden: int = HIDDEN, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.identity = f"toy-{seed}"
-        self.embedding = torch.randn(vocab, hidden, generator=generator)
-        self.head = torch.randn(vocab, hidden, generator=generator)
+        self.embedding = torch.randn(vocab, hidden, generator=generator).to(dtype)
+        self.head = torch.randn(vocab, hidden, generator=generator).to(dtype)
         self.reads = 0
 
     def states(self, tokens: Sequence[int], taps: tuple[int, ...]) -> States:
@@ -157,11 +159,12 @@ def make_run(
         texts: list[Text] | None = None,
         dev: list[Text] | None = None,
         target: int = 0,
+        dtype: torch.dtype = torch.float32,
         kept: Sequence[int] | None = None,
         **changes: Any,
     ) -> Sft:
         settings = SftSettings(**(SMALL | changes))
-        teacher = ToyTeacher(seed=target)
+        teacher = ToyTeacher(seed=target, dtype=dtype)
         sizes = {"layers": settings.layers, "block_size": settings.block_size, "causal": settings.causal}
         config = make_config(**sizes, draft_vocab=len(kept or ()))
         return Sft(

@@ -101,8 +101,9 @@ def test_a_finished_run_has_nothing_left_to_do(make_run, tmp_path: Path) -> None
         ({"taps": (3, 1)}, "taps"),
         ({"causal": True}, "causal"),
         ({"target": 1}, "target"),
+        ({"dtype": torch.bfloat16}, "dtype"),
     ],
-    ids=["settings", "optimiser", "taps", "causal", "target"],
+    ids=["settings", "optimiser", "taps", "causal", "target", "dtype"],
 )
 def test_another_run_is_refused_by_name(make_run, tmp_path: Path, changes: dict, named: str) -> None:
     train(make_run(tmp_path, steps=1))
@@ -111,6 +112,40 @@ def test_another_run_is_refused_by_name(make_run, tmp_path: Path, changes: dict,
         make_run(tmp_path, steps=1, **changes)
     listed = str(told.value).split("other ", 1)[1].split(";")[0].split(", ")
     assert sorted(listed) == names
+
+
+def forget_dtype(saved: Path) -> None:
+    """Make a save one from before products were noted."""
+    noted = json.loads((saved / "state.json").read_text())
+    del noted["dtype"]
+    (saved / "state.json").write_text(json.dumps(noted))
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_products_are_made_in_is_saved(make_run, tmp_path: Path, dtype: torch.dtype) -> None:
+    assert run_state.saved_products(tmp_path, CPU) is None
+    train(make_run(tmp_path, steps=1, dtype=dtype))
+    assert run_state.saved_products(tmp_path, CPU) == run_state.saved_products(tmp_path, GPU) == dtype
+
+
+def test_a_save_without_its_products_goes_on_in_the_default_of_then(make_run, tmp_path: Path) -> None:
+    train(make_run(tmp_path, steps=1, dtype=torch.bfloat16))
+    forget_dtype(run_state.newest(tmp_path))
+    assert run_state.saved_products(tmp_path, CPU) == torch.float32
+    assert run_state.saved_products(tmp_path, GPU) == torch.bfloat16
+    for dtype in (torch.float32, torch.bfloat16):  # either may have been asked for
+        assert make_run(tmp_path, steps=2, dtype=dtype).progress.step == 1
+
+
+def test_unknown_products_of_a_save_are_a_clear_error(make_run, tmp_path: Path) -> None:
+    train(make_run(tmp_path, steps=1))
+    noted = run_state.newest(tmp_path) / "state.json"
+    noted.write_text(noted.read_text().replace("float32", "int7"))
+    with pytest.raises(DraftError, match=r"cannot be resumed \(its dtype is 'int7'\); remove it to start anew"):
+        run_state.saved_products(tmp_path, CPU)
 
 
 def test_other_texts_are_refused(make_run, make_texts, tmp_path: Path) -> None:

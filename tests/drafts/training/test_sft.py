@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,13 +96,24 @@ def test_every_pass_over_the_texts_reads_each_once(make_run, tmp_path: Path) -> 
 
 def test_training_in_bf16_on_a_cpu(make_run, tmp_path: Path) -> None:
     """``--dtype bf16``: the target's states and head are bf16, the draft's weights stay fp32."""
-    run = make_run(tmp_path)
-    for name in ("embedding", "head"):
-        setattr(run.teacher, name, getattr(run.teacher, name).bfloat16())
-    run.vocabulary = type(run.vocabulary)(run.teacher, None)
+    run = make_run(tmp_path, dtype=torch.bfloat16)
     run.run(lambda progress: None, lambda: False, 2, 6)
     assert math.isfinite(run.progress.loss)
     assert run.module.fc.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_are_in_what_was_asked_for_on_every_device(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype
+) -> None:
+    run = make_run(tmp_path, dtype=dtype)
+    assert run.optimiser.parts[0].products == dtype, "Muon's"
+    here = SimpleNamespace(device=torch.device(device), is_cuda=device == "cuda", dtype=dtype)
+    monkeypatch.setattr(run, "teacher", SimpleNamespace(embedding=here))
+    monkeypatch.setattr(torch, "autocast", lambda kind, to, enabled: (kind, to, enabled))
+    assert run.mixed() == (device, torch.bfloat16, dtype == torch.bfloat16)
+    assert run.products == dtype
 
 
 @pytest.mark.parametrize(

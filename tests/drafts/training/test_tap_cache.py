@@ -80,6 +80,16 @@ def test_files_are_of_one_target_one_text_and_its_taps(toy, make_texts, tmp_path
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_states_of_two_dtypes_are_not_mixed(toy, make_texts, tmp_path) -> None:
+    (text,), dtypes = make_texts((3, 5)), (torch.float32, torch.bfloat16)
+    own = [tap_cache.TapCache(toy(dtype=dtype), (1,), None).states(text) for dtype in dtypes]
+    assert not torch.equal(own[0].taps.bfloat16(), own[1].taps), "what would be mixed differs"
+    for _ in range(2):
+        for dtype, made in zip(dtypes, own, strict=True):
+            assert torch.equal(tap_cache.TapCache(toy(dtype=dtype), (1,), tmp_path).states(text).taps, made.taps)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(toy, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DraftError, match=r"file/states: cannot be made"):
