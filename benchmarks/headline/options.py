@@ -90,7 +90,12 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("machine and measuring")
     how.add_argument("--room", type=float, help="GiB of GPU memory for the target's states; half of it if left out")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    how.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="of the target's passes")
+    how.add_argument(
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="of all products; auto on a CPU: what is faster there, or what saved arms have",
+    )
     how.add_argument(
         "--dev-limit", type=int, default=216, help="held-out answers measured while training (%(default)s)"
     )
