@@ -182,3 +182,11 @@ def test_peers_stay_where_ours_breaks(suite: Suite, monkeypatch: pytest.MonkeyPa
     stage = run_stage(suite, "peers")
     assert stage["peers"]["eager"]["tokens_per_second"] == 1.0
     assert "no such kernel" in stage["error"]
+
+
+def test_checks_and_prompts_that_no_longer_fit_are_both_told(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite_stages, "run_checks", lambda *of: {"checks": [], "left_out": "checks from x on"})
+    monkeypatch.setattr(suite_stages, "equality_run", lambda *of: {"ways": {}, "left_out": "8 of 200 prompts"})
+    assert suite_stages.equality(suite)["left_out"] == "checks from x on; 8 of 200 prompts"
+    monkeypatch.setattr(suite_stages, "run_checks", lambda *of: {"checks": []})
+    assert suite_stages.equality(suite)["left_out"] == "8 of 200 prompts"

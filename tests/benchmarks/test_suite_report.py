@@ -100,7 +100,8 @@ def test_every_stage_says_what_it_needs() -> None:
 def test_a_failed_case_is_shown_and_fails_the_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = [{"rows": 1}, {"rows": 8, "failed": "ValueError: odd"}]
+    one = {"shape": "tiny", "requests": 1, "rows": 1}
+    cases = [one, one | {"rows": 8, "failed": "ValueError: odd"}]
     monkeypatch.setitem(STAGES, "steps", lambda suite: {"steps": cases})
     monkeypatch.setitem(STAGES, "peers", lambda suite: {"ours": {"plain": {"failed": "RuntimeError: no"}}, "peers": {}})
     options = ["--out", str(tmp_path), "--device", "cpu", "--quick", "--only", "steps", "--only", "peers"]
@@ -119,7 +120,7 @@ def test_figures_that_cannot_be_made_leave_the_stages(tmp_path: Path, monkeypatc
     assert run(parse(options), ["suite"]) is False
     report = json.loads((tmp_path / FILE).read_text())
     assert report["stages"][0]["copy_bytes_per_second"] > 0
-    assert "KeyError" in report["error"]
+    assert report["failed"] == ["figures: KeyError: 'peers'"]
 
 
 def test_the_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
