@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redraft.benchmarks.attention_checks import Shape
 from redraft.benchmarks.device_seconds import device_seconds
+from redraft.benchmarks.suite_cases import kept
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.traffic import LAUNCH_SECONDS
 from redraft.kernels.attention_items import lanes_of
@@ -56,19 +57,21 @@ def attention_speed(
     speed of a copy, and a launch or two.  A pass makes its list of items once, as the engine does; a layer's figure
     holds its part of that, one in ``layers``.  Where one launch can do, both forms are measured
     (``microseconds_by_launches``): where the one that ``one_launch_pays`` takes is the slower, its constants are wrong.
-    ``fits``: whether so many seconds are left.
+    ``fits``: whether so many seconds are left.  A load that fails says why, and the others are measured.
     """
-    figures = []
+    figures = list[dict[str, Any]]()
     for shape in SPEED_SHAPES:
         for load in LOADS:
-            if not fits(LOAD_SECONDS):
-                figures.append({"shape": asdict(shape), **asdict(load), "skipped": LEFT_OUT})
-                continue
-            figure = measure(device, dtype, shape, load, copy_bytes_per_second)
+            figure: dict[str, Any] = {"shape": asdict(shape), **asdict(load)}
             figures.append(figure)
+            if not fits(LOAD_SECONDS):
+                figure["skipped"] = LEFT_OUT
+                continue
             name = f"{shape}, {load.requests} x {load.rows} rows at {load.context}"
-            forms = ", ".join(f"{found:.1f} in {n}" for n, found in figure["microseconds_by_launches"].items())
-            print(f"  {name}: {forms}; {figure['launches']}: {figure['share']:.0%} of copying", flush=True)
+            with kept(figure):
+                figure |= measure(device, dtype, shape, load, copy_bytes_per_second)
+                forms = ", ".join(f"{found:.1f} in {n}" for n, found in figure["microseconds_by_launches"].items())
+                print(f"  {name}: {forms}; {figure['launches']}: {figure['share']:.0%} of copying", flush=True)
     return figures
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -40,10 +41,13 @@ def dependent() -> Iterator[None]:
 
 def dependent_checks(targets: Mapping[str, TargetSpec], device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     """One check per shape and row count: a row's products alone, by ticket, and in passes of many rows."""
-    for name, spec in targets.items():
-        target = Target(spec, random_weights(replace(spec, layers=LAYERS), device, dtype), 4 * CHUNK)
-        for rows in (1, 16, 200):
-            yield f"{name}, {rows} rows", partial(early_pass, target, rows, dtype, cuda_recorder())
+    return chain.from_iterable(_of_shape(name, spec, device, dtype) for name, spec in targets.items())
+
+
+def _of_shape(name: str, spec: TargetSpec, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
+    target = Target(spec, random_weights(replace(spec, layers=LAYERS), device, dtype), 4 * CHUNK)
+    for rows in (1, 16, 200):
+        yield f"{name}, {rows} rows", partial(early_pass, target, rows, dtype, cuda_recorder())
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -27,14 +28,18 @@ def equality_checks(engine: Engine, drafter: Drafter, prompts: Prompts, max_toke
     """
     if len(prompts) > engine.state.slots:
         raise ValueError(f"{len(prompts)} prompts do not fit {engine.state.slots} slots")
-    yield "prefill, single steps, chain and tree agree", partial(_self_check, engine)
-    for temperature in TEMPERATURES:
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=1)
-        plain = [decode(engine, NoDrafter(), [prompt], params)[0].tokens for prompt in prompts]
-        drafters = [NoDrafter(), drafter, *_adversaries(engine, prompts, plain, drafter.max_nodes)]
-        for one in drafters:
-            name = f"{one.name} equals plain at T = {temperature}"
-            yield name, partial(_equal, engine, one, prompts, params, plain)
+    own: Check = "prefill, single steps, chain and tree agree", partial(_self_check, engine)
+    # apart, so that one that breaks leaves the other
+    return chain([own], *(_at(engine, drafter, prompts, max_tokens, temperature) for temperature in TEMPERATURES))
+
+
+def _at(engine: Engine, drafter: Drafter, prompts: Prompts, max_tokens: int, temperature: float) -> Iterator[Check]:
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=1)
+    plain = [decode(engine, NoDrafter(), [prompt], params)[0].tokens for prompt in prompts]
+    drafters = [NoDrafter(), drafter, *_adversaries(engine, prompts, plain, drafter.max_nodes)]
+    for one in drafters:
+        name = f"{one.name} equals plain at T = {temperature}"
+        yield name, partial(_equal, engine, one, prompts, params, plain)
 
 
 def _self_check(engine: Engine) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from redraft.benchmarks.kept_cache import kept_caches, same_cells
 from redraft.benchmarks.local import decode
+from redraft.benchmarks.suite_cases import FAILED, kept
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
@@ -48,6 +49,12 @@ class Mismatches:
     first: str | None = None
     """Where the first token differs."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens_that_differ} of {self.tokens} tokens differ, of {self.requests_that_differ} of "
+            f"{self.requests} requests; {self.caches_that_differ} caches do"
+        ) + (f"; first {self.first}" if self.first else "")
+
 
 def equality_run(
     engine: Engine,
@@ -59,7 +66,8 @@ def equality_run(
     """Mismatches by way, of ``prompts`` decoded to ``max_tokens`` tokens.
 
     Side by side are as many as the engine has slots.  ``fits``: whether so many seconds are left; the rest of the
-    prompts is left out when those are not that the last part took, and ``left_out`` says how many.
+    prompts is left out when those are not that the last part took, and ``left_out`` says how many.  A way that breaks
+    or differs has ``failed``, why; one that breaks is not gone on with, and the others are.
     """
     together = engine.state.slots
     greedy, sampled = (
@@ -73,32 +81,38 @@ def equality_run(
         f"speculative, batch {together}, T = {SAMPLED}": (drafter, together, sampled),
     }
     found = {name: Mismatches() for name in ways}
-    took, done = FIRST_SECONDS, 0
+    entries: dict[str, dict[str, Any]] = {name: {"way": name} for name in ways}
+    took, done, left_out = FIRST_SECONDS, 0, 0
     for start in range(0, len(prompts), PART):
         if not fits(took):
+            left_out = len(prompts) - done
             break
         begun, part = time.perf_counter(), prompts[start : start + PART]
-        wanted = {
-            params: _decoded(engine, NoDrafter(), part, params, batch)
-            for params, batch in ((greedy, 1), (sampled, together))
-        }
-        for name, (one, batch, params) in ways.items():
-            made = _decoded(engine, one, part, params, batch)
-            for number, (prompt, *pair) in enumerate(zip(part, wanted[params], made, strict=True), start=start):
-                _compare(found[name], number, len(prompt), *pair)
+        for params, plain_batch in ((greedy, 1), (sampled, together)):
+            same = {name: way for name, way in ways.items() if way[2] is params and FAILED not in entries[name]}
+            if not same:
+                continue
+            wanted = []
+            with kept(*(entries[name] for name in same)):
+                wanted = _decoded(engine, NoDrafter(), part, params, plain_batch)
+            for name, (one, batch, _) in same.items():
+                if FAILED in entries[name]:
+                    continue
+                with kept(entries[name]):
+                    made = _decoded(engine, one, part, params, batch)
+                    for number, (prompt, *pair) in enumerate(zip(part, wanted, made, strict=True), start=start):
+                        _compare(found[name], number, len(prompt), *pair)
         done += len(part)
         took = time.perf_counter() - begun
     for name, of in found.items():
-        print(
-            f"  {name}: {of.tokens_that_differ} of {of.tokens} tokens differ, of {of.requests_that_differ} of "
-            f"{of.requests} requests; {of.caches_that_differ} caches do" + (f"; first {of.first}" if of.first else ""),
-            flush=True,
-        )
-    left_out = len(prompts) - done
+        entries[name] |= asdict(of)
+        if of.requests_that_differ or of.caches_that_differ:
+            entries[name].setdefault(FAILED, str(of))
+        print(f"  {name}: {of}", flush=True)
     return {
         "prompts": done,
         "max_tokens": max_tokens,
-        "ways": {name: asdict(of) for name, of in found.items()},
+        "ways": entries,
         **({"left_out": f"{left_out} of {len(prompts)} prompts: {LEFT_OUT}"} if left_out else {}),
     }
 

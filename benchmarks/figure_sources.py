@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from redraft.benchmarks.peers import KEPT, STATIC, fastest_compiled
+from redraft.benchmarks.peers import KEPT, STATIC, compiled_late, fastest_compiled
+from redraft.benchmarks.suite_cases import ERROR, FAILED
 
 Stages = Mapping[str, Mapping[str, Any]]
 
@@ -15,26 +16,33 @@ class Missing(Exception):
     """Why a figure has no value."""
 
 
-def _stage(stages: Stages, name: str) -> Mapping[str, Any]:
+def _part(stages: Stages, name: str, key: str) -> Any:
+    """What the stage ``name`` has under ``key``, also if it broke elsewhere."""
     stage = stages.get(name)
     if stage is None:
         raise Missing(f"stage {name} was not run")
+    if stage.get(key) is not None:
+        return stage[key]
     if "skipped" in stage:
         raise Missing(f"stage {name} was skipped: {stage['skipped']}")
-    if "error" in stage:
-        raise Missing(f"stage {name} broke: {stage['error'].strip().splitlines()[-1]}")
-    return stage
+    if ERROR in stage:
+        raise Missing(f"stage {name} broke: {stage[ERROR].strip().splitlines()[-1]}")
+    raise Missing(f"{key} is not known")
 
 
 def _number(found: Mapping[str, Any], key: str) -> float:
     if found.get(key) is None:
-        raise Missing(f"{key} is not known")
+        raise Missing(_unknown(found, key))
     return float(found[key])
+
+
+def _unknown(found: Mapping[str, Any], key: str) -> str:
+    return f"failed: {found[FAILED]}" if FAILED in found else f"{key} is not known"
 
 
 def _case(stages: Stages, name: str, shape: str, rows: int) -> Mapping[str, Any]:
     """Of one request."""
-    for case in _stage(stages, name).get(name, ()):
+    for case in _part(stages, name, name):
         if (case["shape"], case["requests"], case["rows"]) == (shape, 1, rows):
             for problem in ("failed", "skipped"):
                 if problem in case:
@@ -70,7 +78,7 @@ def of_sets(names: Sequence[str], *keys: str) -> Callable[[Stages], float]:
     """
 
     def found(stages: Stages) -> float:
-        sets = _stage(stages, "speed")["sets"]
+        sets = _part(stages, "speed", "sets")
         plain = {"".join(filter(str.isalnum, name.lower())): one for name, one in sets.items()}
         chosen: list[Mapping[str, Any]] = []
         for name in names or plain:
@@ -86,56 +94,64 @@ def of_sets(names: Sequence[str], *keys: str) -> Callable[[Stages], float]:
 def _inner(found: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
     for key in keys:
         if key not in found:
-            raise Missing(f"{key} is not known")
+            raise Missing(_unknown(found, key))
         found = found[key]
     return found
 
 
 def bandwidth_over_weights(stages: Stages) -> float:
     """Tokens per second at which nothing but weights is read, at the speed of a copy."""
-    bandwidth = _number(_stage(stages, "bandwidth"), "copy_bytes_per_second")
-    return bandwidth / _number(_stage(stages, "speed"), "weight_bytes")
+    bandwidth = float(_part(stages, "bandwidth", "copy_bytes_per_second"))
+    return bandwidth / float(_part(stages, "speed", "weight_bytes"))
 
 
 def against_compiled(stages: Stages) -> float:
     """The engine's plain decoding by the faster of transformers' compiled ways, on the same prompts and tokens."""
-    stage = _stage(stages, "peers")
-    theirs = fastest_compiled(stage["peers"])
+    peers = _part(stages, "peers", "peers")
+    theirs = fastest_compiled(peers)
     if theirs is None:
-        ways = {name: stage["peers"].get(name, {}) for name in (STATIC, KEPT)}
+        ways = {name: peers.get(name, {}) for name in (STATIC, KEPT)}
         why = (f"{name}: {one.get('skipped') or one.get('failed') or 'not run'}" for name, one in ways.items())
         raise Missing("; ".join(why))
-    return _number(_inner(stage, ("ours", "plain")), "tokens_per_second") / theirs
+    return _number(_inner(_part(stages, "peers", "ours"), ("plain",)), "tokens_per_second") / theirs
+
+
+def nothing_compiled_late(stages: Stages) -> str | None:
+    """Why the time that transformers took is no measure, None if it is one."""
+    return compiled_late(_part(stages, "peers", "peers"))
 
 
 def slowest_peer(stages: Stages) -> float:
     """``against_compiled`` as predicted: of the peer nothing but what it cannot do without."""
-    return _number(_stage(stages, "peers"), "predicted_ratio")
+    return float(_part(stages, "peers", "predicted_ratio"))
 
 
 def mismatches(way: str, what: str) -> Callable[[Stages], float]:
     """Of ``way`` to decode (equality_run.py)."""
 
     def found(stages: Stages) -> float:
-        ways = _stage(stages, "equality").get("ways", {})
+        ways = _part(stages, "equality", "ways")
         if way not in ways or not ways[way]["requests"]:
-            raise Missing(f"{way} was not compared")
+            why = ways.get(way, {}).get(FAILED)
+            raise Missing(f"{way} was not compared" + (f": {why}" if why else ""))
         return _number(ways[way], what)
 
     return found
 
 
-def compared(prompts: int, tokens: int) -> Callable[[Stages], str | None]:
-    """What is missing to ``prompts`` prompts of ``tokens`` tokens, None if nothing."""
+def compared(way: str, prompts: int, tokens: int) -> Callable[[Stages], str | None]:
+    """What is missing to ``prompts`` prompts of ``tokens`` tokens that ``way`` decoded, None if nothing."""
 
     def found(stages: Stages) -> str | None:
-        stage = _stage(stages, "equality")
-        did, each = stage.get("prompts", 0), stage.get("max_tokens", 0)
-        return f"{did} x {each} compared, not {prompts} x {tokens}" if did < prompts or each < tokens else None
+        one, each = _part(stages, "equality", "ways")[way], _part(stages, "equality", "max_tokens")
+        if one["requests"] >= prompts and each >= tokens:
+            return None
+        why = f": {one[FAILED]}" if FAILED in one else ""
+        return f"{one['requests']} x {each} compared, not {prompts} x {tokens}{why}"
 
     return found
 
 
 def checks_failed(stages: Stages) -> float:
     """Checks of the stage ``equality``: of drafters that are wrong on purpose, of prefill against single steps."""
-    return float(sum(not check["ok"] for check in _stage(stages, "equality")["checks"]))
+    return float(sum(not check["ok"] for check in _part(stages, "equality", "checks")))

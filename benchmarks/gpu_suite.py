@@ -2,9 +2,9 @@
 
 Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, what share of it
 a layer's products and whole steps reach, speed, peers.  GPU time is scarce: what is known is written to
-``gpu_suite.json`` after every stage, and a stage that fails does not keep the next one from running.  All stages have
-``--budget`` seconds together; what no longer fits is left out, and says so.  The exit code is 1 if a check failed or a
-stage broke.
+``gpu_suite.json`` after every stage, and what fails, a stage or a case of one, does not keep the next one from running.
+All stages have ``--budget`` seconds together; what no longer fits is left out, and says so.  The exit code is 1 if a
+check failed, outputs differed, or anything broke.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 
 from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
 from redraft.benchmarks.stamp import stamp
+from redraft.benchmarks.suite_cases import ERROR, failures, part_of
 from redraft.benchmarks.suite_clock import BUDGET, LEFT_OUT
 from redraft.benchmarks.suite_context import Suite
+from redraft.benchmarks.suite_report import left_out, stages_table, write
 from redraft.benchmarks.suite_stages import LEAST_SECONDS, STAGES, Found
 from redraft.server.engine.types import RedraftError
 
@@ -41,12 +43,12 @@ def run_stage(suite: Suite, name: str) -> Found:
         try:
             found = STAGES[name](suite)
         except Exception:
-            found = {"error": traceback.format_exc()}
-            print(found["error"], flush=True)
+            found = {ERROR: traceback.format_exc()}
+            print(found[ERROR], flush=True)
     if "skipped" in found:
         print(f"  skipped: {found['skipped']}", flush=True)
-    failed = "error" in found or any(not check["ok"] for check in found.get("checks", ()))
-    return {"name": name, "seconds": round(clock.spent - begun, 3), "ok": not failed, **found}
+    stage = {"name": name, "seconds": round(clock.spent - begun, 3), **found}
+    return stage | {"ok": not failures([stage])}
 
 
 def run(options: argparse.Namespace, command: list[str]) -> bool:
@@ -67,6 +69,8 @@ def run(options: argparse.Namespace, command: list[str]) -> bool:
         "budget_seconds": suite.clock.budget,
         "earlier": [],
         "stages": [],
+        "figures": {},
+        "failed": [],
     }
     if options.keep and path.is_file():
         join(report, json.loads(path.read_text()), names)
@@ -79,11 +83,14 @@ def run(options: argparse.Namespace, command: list[str]) -> bool:
         report["seconds"] = round(suite.clock.spent, 3)
         report["left_out"] = left_out(stages)
         report["complete"] = number == len(names) and not report["left_out"]
-        report["figures"] = gpu_figures(stages)
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        made: Found = {"name": "figures"}
+        with part_of(made):
+            report["figures"] = gpu_figures(stages)
+        report["failed"] = failures([*stages, made])
+        write(path, report)
     print(figures_table(report["figures"]))
     print(stages_table(report))
-    return all(stage["ok"] for stage in report["stages"])
+    return not report["failed"]
 
 
 def join(report: Found, before: Found, names: list[str]) -> None:
@@ -96,34 +103,6 @@ def join(report: Found, before: Found, names: list[str]) -> None:
     report["dirty"] = report["dirty"] or before["dirty"]
     report["earlier"] = [*before["earlier"], before["command"]]
     report["stages"] = [stage for stage in before["stages"] if stage["name"] not in names]
-
-
-def left_out(stages: list[Found]) -> list[str]:
-    """What there was no time for: stages, and cases within them."""
-    found = []
-    for stage in stages:
-        name = stage["name"]
-        if stage.get("out_of_time"):
-            found.append(f"{name}: all of it")
-        if "left_out" in stage:
-            found.append(f"{name}: {stage['left_out']}")
-        cases = [one for of in stage.values() if isinstance(of, list) for one in of]
-        cases += stage["peers"].values() if "peers" in stage else ()
-        late = sum(one.get("skipped") == LEFT_OUT for one in cases if isinstance(one, dict))
-        if late:
-            found.append(f"{name}: {late} of {len(cases)} cases")
-    return found
-
-
-def stages_table(report: Found) -> str:
-    """One line a stage with what it took, and what there was no time for."""
-    lines = [f"{stage['name']:10} {stage['seconds']:8.1f} s  {_state(stage)}" for stage in report["stages"]]
-    lines.append(f"{'all':10} {report['seconds']:8.1f} s  of {report['budget_seconds']:.0f}")
-    return "\n".join([*lines, *(f"left out for want of time: {one}" for one in report["left_out"])])
-
-
-def _state(stage: Found) -> str:
-    return "skipped" if "skipped" in stage else "ok" if stage["ok"] else "FAILED"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

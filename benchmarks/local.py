@@ -69,9 +69,9 @@ def decode(engine: Engine, drafter: Drafter, prompts: Sequence[Sequence[int]], p
     finally:
         for name in unfinished:
             engine.cancel(name)
-    # rounds that were launched before the end was known
-    while engine.busy:
-        engine.step()
+        # rounds that were launched before the end was known; if that is an error, what comes next finds the engine idle
+        while engine.busy:
+            engine.step()
     return list(found.values())
 
 

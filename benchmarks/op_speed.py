@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from redraft.benchmarks.launches import CPU, count_op
 from redraft.benchmarks.round_ops import RoundOps
 from redraft.benchmarks.shape_target import Case
 from redraft.benchmarks.shapes import draft_shape
+from redraft.benchmarks.suite_cases import FAILED, kept
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.traffic import LAUNCH_SECONDS
 from redraft.kernels.triton_support import HAS_TRITON
@@ -39,34 +39,38 @@ def op_speed(
     """Per shape, case and op: microseconds, those of its bytes at ``bandwidth`` (the floor), and with its launches.
 
     In a row, inputs are found in the caches that the last run left them in, as in a round, where what wrote them ran
-    just before.  ``fits``: whether so many seconds are left.
+    just before.  ``fits``: whether so many seconds are left.  An op that fails says why; where inputs cannot be made,
+    one entry stands for all ops of the case.
     """
     found = list[dict[str, Any]]()
     for name, spec in shapes.items():
         for case in cases:
-            ops = RoundOps(spec, draft_shape(spec), case, device, dtype)
-            for op, make in ops.ops().items():
-                entry: dict[str, Any] = {"shape": name, "requests": case.requests, "rows": case.rows, "op": op}
+            of_case = {"shape": name, "requests": case.requests, "rows": case.rows}
+            inputs: dict[str, Any] = {**of_case, "op": "all of them"}
+            with kept(inputs):
+                makers = RoundOps(spec, draft_shape(spec), case, device, dtype).ops()
+            if FAILED in inputs:
+                found.append(inputs)
+                continue
+            for op, make in makers.items():
+                entry: dict[str, Any] = {**of_case, "op": op}
                 found.append(entry)
                 if not fits(OP_SECONDS):
                     entry["skipped"] = LEFT_OUT
                     continue
-                try:
+                with kept(entry):
                     run, moved = make()
                     seconds = device_seconds(_times(run), device, PASSES) / TIMES
-                except Exception:  # the others are still of interest
-                    entry["failed"] = traceback.format_exc()[-500:]
-                    continue
-                launches = _launches(spec, case, op)
-                entry |= {
-                    "microseconds": 1e6 * seconds,
-                    "bytes": moved,
-                    "floor_microseconds": 1e6 * moved / bandwidth,
-                    "launches": launches,
-                    "predicted_microseconds": None
-                    if launches is None
-                    else 1e6 * (moved / bandwidth + launches * LAUNCH_SECONDS),
-                }
+                    launches = _launches(spec, case, op)
+                    entry |= {
+                        "microseconds": 1e6 * seconds,
+                        "bytes": moved,
+                        "floor_microseconds": 1e6 * moved / bandwidth,
+                        "launches": launches,
+                        "predicted_microseconds": None
+                        if launches is None
+                        else 1e6 * (moved / bandwidth + launches * LAUNCH_SECONDS),
+                    }
     return found
 
 
@@ -75,7 +79,7 @@ def table(found: Iterable[Mapping[str, Any]]) -> str:
     lines = [f"  {'':12} {'rows':>8} {'':38} {'us':>8} {'floor':>8} {'predicted':>9}"]
     for one in found:
         if "microseconds" not in one:
-            lines.append(f"  {one['shape']:12} {one['op']}: {one.get('skipped') or 'failed'}")
+            lines.append(f"  {one['shape']:12} {one['op']}: {one.get('skipped') or f'failed: {one[FAILED]}'}")
             continue
         predicted = one["predicted_microseconds"]
         lines.append(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from redraft.benchmarks.device_seconds import device_seconds
 from redraft.benchmarks.shapes import products
+from redraft.benchmarks.suite_cases import FAILED, kept
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.traffic import LAUNCH_SECONDS
 from redraft.kernels.layer_ops import LayerOps, layer_ops
@@ -39,23 +40,29 @@ def product_speed(
 ) -> list[dict[str, Any]]:
     """Per product and row count: microseconds, those of its bytes alone, and their ratio (1 is the copy bandwidth).
 
-    Predicted are those of the bytes and of a launch in a graph.  ``fits``: whether so many seconds are left.
+    Predicted are those of the bytes and of a launch in a graph.  ``fits``: whether so many seconds are left.  A product
+    that fails says why, and the others are measured.
     """
-    cos, sin = rope_table(torch.ones(spec.head_dim // 2, device=device), 8)
-    sizes = {"heads": spec.heads, "kv_heads": spec.kv_heads, "width": max(2 * spec.intermediate, spec.vocab)}
-    ops = layer_ops(cos, sin, eps=spec.norm_eps, dtype=dtype, **sizes)
-    found = []
-    for product, (outputs, inner, times) in products(spec).items():
-        for rows in ROWS:
-            entry: dict[str, Any] = {"target": name, "product": product, "shape": [outputs, inner], "rows": rows}
-            found.append(entry)
-            if not fits(PRODUCT_SECONDS):
-                entry["skipped"] = LEFT_OUT
-                continue
-            seconds, moved = _measure(ops, product, outputs, inner, rows, device, dtype)
+    found: list[dict[str, Any]] = [
+        {"target": name, "product": product, "shape": [outputs, inner], "rows": rows, "times_a_pass": times}
+        for product, (outputs, inner, times) in products(spec).items()
+        for rows in ROWS
+    ]
+    with kept(*found):
+        cos, sin = rope_table(torch.ones(spec.head_dim // 2, device=device), 8)
+        sizes = {"heads": spec.heads, "kv_heads": spec.kv_heads, "width": max(2 * spec.intermediate, spec.vocab)}
+        ops = layer_ops(cos, sin, eps=spec.norm_eps, dtype=dtype, **sizes)
+    for entry in found:
+        if FAILED in entry:
+            continue
+        if not fits(PRODUCT_SECONDS):
+            entry["skipped"] = LEFT_OUT
+            continue
+        with kept(entry):
+            outputs, inner = entry["shape"]
+            seconds, moved = _measure(ops, entry["product"], outputs, inner, entry["rows"], device, dtype)
             floor = moved / copy_bytes_per_second
             entry |= {
-                "times_a_pass": times,
                 "microseconds": round(seconds * 1e6, 2),
                 "floor_microseconds": round(floor * 1e6, 2),
                 "predicted_microseconds": round((floor + LAUNCH_SECONDS) * 1e6, 2),
@@ -68,8 +75,9 @@ def table(found: list[dict[str, Any]]) -> str:
     """Lines for people."""
     lines = [f"  {'':12} {'':8} {'rows':>4} {'us':>9} {'floor':>9} {'predicted':>9} {'share':>6}"]
     for one in found:
-        if "skipped" in one:
-            lines.append(f"  {one['target']:12} {one['product']:8} {one['rows']:4} {one['skipped']}")
+        if "microseconds" not in one:
+            why = one.get("skipped") or f"failed: {one[FAILED]}"
+            lines.append(f"  {one['target']:12} {one['product']:8} {one['rows']:4} {why}")
             continue
         lines.append(
             f"  {one['target']:12} {one['product']:8} {one['rows']:4} {one['microseconds']:9.2f} "

@@ -15,7 +15,7 @@ of the clock hits both alike.  A difference of two medians near one another is u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median, quantiles
 from typing import Any
@@ -28,6 +28,7 @@ from redraft.benchmarks.shape_draft import WITH_LOOKUP, products_and_attention, 
 from redraft.benchmarks.shape_target import ANCHOR, BOUND, LENGTH, Case, ShapeTarget, begin
 from redraft.benchmarks.shapes import draft_shape
 from redraft.benchmarks.standin import Given, MadeTrees, simulated
+from redraft.benchmarks.suite_cases import FAILED, kept
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.traffic import draft_pass
 from redraft.drafts.base import Bounds
@@ -120,7 +121,7 @@ class Rounds:
 @torch.inference_mode()
 def round_speed(
     shapes: Mapping[str, TargetSpec],
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     device: torch.device,
     dtype: torch.dtype,
     make_attention: MakeAttention,
@@ -130,28 +131,24 @@ def round_speed(
     """One entry per shape and case, with what was predicted; ``bandwidth`` and ``fits`` as ``step_speed`` has them."""
     found = list[dict[str, Any]]()
     for name, spec in shapes.items():
-        try:
+        entries = [_entry(name, case) for case in cases]
+        found += entries
+        with kept(*entries):
             shape = ShapeTarget(spec, device, dtype, make_attention)
-        except torch.OutOfMemoryError as error:
-            found += [_entry(name, case) | {"failed": str(error)[:300]} for case in cases]
+        if any(FAILED in entry for entry in entries):
             continue
-        for case in cases:
-            entry = _entry(name, case)
-            found.append(entry)
+        for case, entry in zip(cases, entries, strict=True):
             if not fits(CASE_SECONDS):
                 entry["skipped"] = LEFT_OUT
                 continue
-            try:
+            with kept(entry):
                 entry |= measured(shape, case, bandwidth)
-            except Exception as error:  # the other cases are still of interest
-                entry["failed"] = f"{type(error).__name__}: {error}"[:300]
-                continue
-            print(
-                f"  {name}: {case.requests} x {case.rows} rows {1e3 * entry['seconds']:.3f} ms, draft "
-                f"{1e3 * entry['draft_seconds']:.3f} ms, rest {entry['rest_share']:.1%}, "
-                f"{entry['tokens_per_round']:.2f} tokens a round",
-                flush=True,
-            )
+                print(
+                    f"  {name}: {case.requests} x {case.rows} rows {1e3 * entry['seconds']:.3f} ms, draft "
+                    f"{1e3 * entry['draft_seconds']:.3f} ms, rest {entry['rest_share']:.1%}, "
+                    f"{entry['tokens_per_round']:.2f} tokens a round",
+                    flush=True,
+                )
         del shape
         if device.type == "cuda":
             torch.cuda.empty_cache()

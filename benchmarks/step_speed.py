@@ -6,7 +6,7 @@ given chain of wrong tokens (standin.py), so that what is measured is the cost o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,6 +16,7 @@ from redraft.benchmarks.device_seconds import DeviceClock
 from redraft.benchmarks.predict import Prediction, predicted_step
 from redraft.benchmarks.shape_target import ANCHOR, BOUND, LENGTH, Case, ShapeTarget, begin
 from redraft.benchmarks.standin import Given, MadeTrees
+from redraft.benchmarks.suite_cases import FAILED, kept
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
@@ -32,7 +33,8 @@ CASES = (
     *(Case(16, rows) for rows in (1, 8, 16, 32)),
     *(Case(64, rows) for rows in (1, 8)),
 )
-"""Up to 512 rows, which are the most that an engine verifies in a recorded pass beside prefill."""
+"""Up to 512 rows: so many an engine records beside prefill whatever the target (rows_plan.py, ``ALWAYS_RECORDED``).  Of
+small targets it records up to 2,048, and as many are not measured here."""
 
 
 @torch.inference_mode()
@@ -62,7 +64,7 @@ def step_seconds(shape: ShapeTarget, case: Case, steps: int = STEPS) -> tuple[fl
 @torch.inference_mode()
 def step_speed(
     shapes: Mapping[str, TargetSpec],
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     device: torch.device,
     dtype: torch.dtype,
     make_attention: MakeAttention,
@@ -71,40 +73,36 @@ def step_speed(
 ) -> list[dict[str, Any]]:
     """One entry per shape and case: seconds, what memory alone would take, and the first as a share of plain decoding.
 
-    ``bandwidth`` is the device's in bytes per second (bandwidth.py).  What does not fit its memory says so, and so does
-    what does not fit the suite's time: ``fits`` tells whether so many seconds are left.
+    ``bandwidth`` is the device's in bytes per second (bandwidth.py).  What breaks says so, as what does not fit the
+    device's memory does, and so does what no longer fits: ``fits`` tells whether so many seconds are left.
     """
     found = list[dict[str, Any]]()
     for name, spec in shapes.items():
-        try:
+        entries = [_entry(name, case) for case in cases]
+        found += entries
+        with kept(*entries):
             shape = ShapeTarget(spec, device, dtype, make_attention)
-        except torch.OutOfMemoryError as error:
-            found += [_entry(name, case) | {"failed": str(error)[:300]} for case in cases]
+        if any(FAILED in entry for entry in entries):
             continue
         plain: dict[int, float] = {}
-        for case in cases:
-            entry = _entry(name, case)
-            found.append(entry)
+        for case, entry in zip(cases, entries, strict=True):
             if not fits(CASE_SECONDS):
                 entry["skipped"] = LEFT_OUT
                 continue
-            try:
+            with kept(entry):
                 seconds = step_seconds(shape, case)[0]
-            except Exception as error:  # the other cases are still of interest
-                entry["failed"] = f"{type(error).__name__}: {error}"[:300]
-                continue
-            if case.rows == 1:
-                plain[case.requests] = seconds
-            prediction = predicted_step(spec, case.requests, case.rows, LENGTH, dtype.itemsize, bound=BOUND)
-            entry |= _beside(seconds, prediction, bandwidth)
-            if case.requests in plain:
-                entry["against_plain"] = seconds / plain[case.requests]
-            print(
-                f"  {name}: {case.requests} x {case.rows} rows {1e3 * seconds:.3f} ms, "
-                f"{entry['share_of_bandwidth']:.0%} of the bandwidth, "
-                f"{entry.get('against_plain', float('nan')):.2f} x plain",
-                flush=True,
-            )
+                if case.rows == 1:
+                    plain[case.requests] = seconds
+                prediction = predicted_step(spec, case.requests, case.rows, LENGTH, dtype.itemsize, bound=BOUND)
+                entry |= _beside(seconds, prediction, bandwidth)
+                if case.requests in plain:
+                    entry["against_plain"] = seconds / plain[case.requests]
+                print(
+                    f"  {name}: {case.requests} x {case.rows} rows {1e3 * seconds:.3f} ms, "
+                    f"{entry['share_of_bandwidth']:.0%} of the bandwidth, "
+                    f"{entry.get('against_plain', float('nan')):.2f} x plain",
+                    flush=True,
+                )
         del shape
         if device.type == "cuda":
             torch.cuda.empty_cache()

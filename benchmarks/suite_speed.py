@@ -12,6 +12,7 @@ from redraft.benchmarks.measure import FileRun, Pair, Reply
 from redraft.benchmarks.predict_speed import Answers, Drafting, expected_speed
 from redraft.benchmarks.prompts import PromptFile
 from redraft.benchmarks.report import figures, table
+from redraft.benchmarks.suite_cases import kept
 from redraft.drafts.base import Drafter
 from redraft.drafts.dflash import DFlashDrafter
 from redraft.drafts.merged import MergedDrafter
@@ -28,11 +29,12 @@ def speed(
 ) -> dict[str, Any]:
     """Of the set ``name``: ``alone``, the figures of ``bench speed``; ``together``, all prompts' tokens per second.
 
-    The longest and the shortest prompt are answered twice before, both ways: so what comes is compiled and recorded.
+    The longest and the shortest prompt are answered twice before, both ways, and so are all prompts together: of what
+    comes everything is compiled, and recorded.
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     drafters = {"plain": NoDrafter(), "speculative": drafter}
-    _warm_up(engine, drafters, [max(prompts, key=len), min(prompts, key=len)], params)
+    _warm_up(engine, drafters, [[max(prompts, key=len)], [min(prompts, key=len)], prompts], params)
     run = FileRun(PromptFile(name, tuple(("",) for _ in prompts)))
     together: dict[str, list[float]] = {name: [] for name in drafters}
     for number in range(repeat):
@@ -54,16 +56,19 @@ def speed(
 def same_answers(engine: Engine, drafter: Drafter, prompts: Prompts, max_tokens: int) -> dict[str, dict[str, Any]]:
     """Plain and speculative tokens per second over exactly ``max_tokens`` tokens of each prompt, one after the other.
 
-    What peers.py has other systems do.
+    What peers.py has other systems do.  A way that breaks says why instead.
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     found = {}
     for name, one in {"plain": NoDrafter(), "speculative": drafter}.items():
-        _warm_up(engine, {name: one}, prompts, params)
-        begun = time.perf_counter()
-        tokens = sum(len(decode(engine, one, [prompt], params)[0].tokens) for prompt in prompts)
-        seconds = time.perf_counter() - begun
-        found[name] = {"tokens_per_second": tokens / seconds, "tokens": tokens, "prompts": len(prompts)}
+        of: dict[str, Any] = {"way": name}
+        found[name] = of
+        with kept(of):
+            _warm_up(engine, {name: one}, [[prompt] for prompt in prompts], params)
+            begun = time.perf_counter()
+            tokens = sum(len(decode(engine, one, [prompt], params)[0].tokens) for prompt in prompts)
+            seconds = time.perf_counter() - begun
+            of |= {"tokens_per_second": tokens / seconds, "tokens": tokens, "prompts": len(prompts)}
     return found
 
 
@@ -90,12 +95,16 @@ def drafting_of(engine: Engine, drafter: Drafter) -> Drafting | None:
     return Drafting(config, bool(lookup), pair[0].max_nodes, verified)
 
 
-def _warm_up(engine: Engine, drafters: Mapping[str, Drafter], prompts: Prompts, params: SamplingParams) -> None:
-    """A kind of pass is compiled the first time it comes and recorded the second time (graphs.py)."""
+def _warm_up(
+    engine: Engine, drafters: Mapping[str, Drafter], groups: Sequence[Prompts], params: SamplingParams
+) -> None:
+    """Each of ``groups`` together, twice: a kind of pass is compiled the first time it comes and recorded the second
+    time (graphs.py), and with several requests there are other kinds than with one.
+    """
     for one in drafters.values():
-        for prompt in prompts:
+        for prompts in groups:
             for _ in range(2):
-                decode(engine, one, [prompt], params)
+                decode(engine, one, prompts, params)
 
 
 def _pair(

@@ -24,6 +24,7 @@ from redraft.benchmarks.peers import peer_speed
 from redraft.benchmarks.predict_speed import bound_of_peer
 from redraft.benchmarks.product_speed import product_speed, table
 from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, layer_row_checks, row_checks
+from redraft.benchmarks.suite_cases import kept, part_of
 from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.suite_context import SLOTS, Suite
 from redraft.benchmarks.suite_speed import expected, same_answers, speed
@@ -44,21 +45,25 @@ FEW_TOKENS = 64
 def run_checks(checks: Iterator[Check], fits: Callable[[float], bool] = always) -> Found:
     """Run every check; one that raises has failed, and the others still run.
 
+    So has one that could not be made: its iterator is asked for the next one, which a chain has, of its further parts.
     ``fits``: whether so many seconds are left; from the first check on that does not, all are left out.
     """
     found = list[Found]()
-    for name, check in checks:
-        if not fits(CHECK_SECONDS):
-            return {"checks": found, "left_out": f"checks from {name} on: {LEFT_OUT}"}
+    while True:
+        name, problem = f"making what comes behind {found[-1]['name'] if found else 'the start'}", None
         try:
+            name, check = next(checks)
+            if not fits(CHECK_SECONDS):
+                return {"checks": found, "left_out": f"checks from {name} on: {LEFT_OUT}"}
             problem = check()
+        except StopIteration:
+            return {"checks": found}
         except Exception:
             problem = traceback.format_exc()
         found.append({"name": name, "ok": problem is None, "problem": problem})
         print(
             f"  {'ok  ' if problem is None else 'FAIL'} {name}{'' if problem is None else ': ' + problem}", flush=True
         )
-    return {"checks": found}
 
 
 def kernels(suite: Suite) -> Found:
@@ -85,8 +90,9 @@ def attention(suite: Suite) -> Found:
         return {"skipped": "needs a CUDA device and Triton; the interpreter's products have other bits"}
     dtypes = tuple(dict.fromkeys((suite.dtype, torch.float32)))
     found = run_checks(attention_checks(suite.device, dtypes, suite.quick), suite.clock.fits)
-    figures = attention_speed(suite.device, suite.dtype, suite.copy_bytes_per_second, suite.clock.fits)
-    return {**found, "figures": figures}
+    with part_of(found):
+        found["figures"] = attention_speed(suite.device, suite.dtype, suite.copy_bytes_per_second, suite.clock.fits)
+    return found
 
 
 def dependent_launches(suite: Suite) -> Found:
@@ -94,8 +100,9 @@ def dependent_launches(suite: Suite) -> Found:
     if suite.device.type != "cuda" or torch.cuda.get_device_capability()[0] < LEAST_CAPABILITY:
         return {"skipped": "needs a CUDA device of capability 9.0 or newer"}
     found = run_checks(dependent_checks(suite.targets, suite.device, suite.dtype), suite.clock.fits)
-    with dependent():
-        return {**found, "steps": _by_case(suite, step_speed.step_speed, step_speed.CASES[:3])}
+    with part_of(found), dependent():
+        found["steps"] = _by_case(suite, step_speed.step_speed, step_speed.CASES[:3])
+    return found
 
 
 def equality(suite: Suite) -> Found:
@@ -104,9 +111,13 @@ def equality(suite: Suite) -> Found:
     few = suite.mixed[:SLOTS]
     checks = equality_checks(suite.engine, suite.drafter, few, min(suite.equality_tokens, FEW_TOKENS))
     found = run_checks(checks, suite.clock.fits)
-    prompts = suite.mixed[: suite.equality_prompts]
-    drafter = suite.many_drafter
-    return {**found, **equality_run(suite.many, drafter, prompts, suite.equality_tokens, suite.clock.fits)}
+    left_out = found.pop("left_out", None)
+    with part_of(found):
+        prompts, drafter = suite.mixed[: suite.equality_prompts], suite.many_drafter
+        found |= equality_run(suite.many, drafter, prompts, suite.equality_tokens, suite.clock.fits)
+    if left_out:
+        found["left_out"] = "; ".join(filter(None, (left_out, found.get("left_out"))))
+    return found
 
 
 def bandwidth(suite: Suite) -> Found:
@@ -139,8 +150,10 @@ def speed_of_sets(suite: Suite) -> Found:
     engine, drafter, found = suite.engine, suite.drafter, dict[str, Found]()
     for name, whole in suite.sets.items():
         prompts = whole[: suite.speed_prompts]
-        of = speed(engine, drafter, name, prompts, suite.max_tokens, 1 if suite.quick else 3)
-        found[name] = {**of, "expected": expected(engine, drafter, prompts, of["alone"], suite.copy_bytes_per_second)}
+        of = found[name] = {"set": name}
+        with kept(of):
+            of |= speed(engine, drafter, name, prompts, suite.max_tokens, 1 if suite.quick else 3)
+            of["expected"] = expected(engine, drafter, prompts, of["alone"], suite.copy_bytes_per_second)
     spec = engine.target.spec
     return {
         "target": engine.info.target,
@@ -171,23 +184,21 @@ def _by_case(suite: Suite, measure: Callable[..., list[Found]], cases: tuple[Any
 
 def peers(suite: Suite) -> Found:
     """transformers on the same weights, and the engine beside it, both on the same prompts and numbers of tokens."""
-    folder = Path(suite.options.draft)
-    draft = read_draft(folder) if folder.is_dir() else None
     prompts, tokens = suite.peer_work
-    ours = same_answers(suite.engine, suite.drafter, prompts, tokens)
-    found = peer_speed(suite.folder, prompts, tokens, suite.device, suite.dtype, draft, suite.clock.fits)
-    for name, one in (*ours.items(), *found.items()):
+    found: Found = {"prompts": len(prompts), "max_tokens": tokens, "ours": {}, "peers": {}}
+    with part_of(found):
+        target, context = suite.engine.target, round(fmean(map(len, prompts))) + tokens // 2
+        bound = bound_of_peer(target.spec, context, target.dtype.itemsize, suite.copy_bytes_per_second)
+        found["predicted_ratio"] = bound
+        found["ours"] = same_answers(suite.engine, suite.drafter, prompts, tokens)
+    with part_of(found):
+        folder = Path(suite.options.draft)
+        draft = read_draft(folder) if folder.is_dir() else None
+        found["peers"] = peer_speed(suite.folder, prompts, tokens, suite.device, suite.dtype, draft, suite.clock.fits)
+    for name, one in (*found["ours"].items(), *found["peers"].items()):
         speed = one.get("tokens_per_second")
         print(f"  {name}: {one.get('skipped') or one.get('failed') or f'{speed:.1f} tokens/s'}", flush=True)
-    target, context = suite.engine.target, round(fmean(map(len, prompts))) + tokens // 2
-    bound = bound_of_peer(target.spec, context, target.dtype.itemsize, suite.copy_bytes_per_second)
-    return {
-        "prompts": len(prompts),
-        "max_tokens": tokens,
-        "predicted_ratio": bound,
-        "ours": ours,
-        "peers": found,
-    }
+    return found
 
 
 STAGES: dict[str, Callable[[Suite], Found]] = {

@@ -36,6 +36,12 @@ def engine(tiny_target: Path) -> Iterator[Engine]:
     assert engine.scheduler.stats().pages_used == 0
 
 
+@pytest.fixture(autouse=True)
+def _its_own_drafter(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again, after whatever decoded last."""
+    monkeypatch.setattr(engine, "drafter", engine.drafter)
+
+
 def test_speculation_is_plain_decoding(engine: Engine) -> None:
     prompts = random_prompts(VOCAB, 7)
     found = equality_run(engine, engine.drafter, prompts, TOKENS)
@@ -123,3 +129,29 @@ def test_a_cache_is_kept_by_logical_cell(engine: Engine) -> None:
     assert not same_cells(cells, other, 154)
     decode(engine, NoDrafter(), [prompt], SamplingParams(4, temperature=0.0))
     assert not kept, "afterwards nothing is kept any more"
+
+
+def test_a_way_that_breaks_leaves_the_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: Engine, drafter: Any, prompts: Any, params: SamplingParams) -> list[Decoded]:
+        if drafter.name == "ngram" and len(prompts) > 1 and params.temperature == 0:
+            raise ValueError("no trees")
+        if drafter.name == "none" and params.temperature:
+            raise ValueError("no noise")
+        return decode(engine, drafter, prompts, params)
+
+    monkeypatch.setattr(module, "decode", broken)
+    monkeypatch.setattr(module, "PART", 2)
+    ways = equality_run(engine, engine.drafter, random_prompts(VOCAB, 3), TOKENS)["ways"]
+    assert {name: (way["requests"], way.get("failed")) for name, way in ways.items()} == {
+        "speculative, batch 1": (3, None),
+        f"plain, batch {SLOTS}": (3, None),
+        MANY: (0, "ValueError: no trees"),
+        # there is nothing to compare with
+        SAMPLED: (0, "ValueError: no noise"),
+    }
+
+
+def test_a_difference_fails_the_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "same_cells", lambda *of: False)
+    ways = equality_run(engine, engine.drafter, random_prompts(VOCAB, 1), TOKENS)["ways"]
+    assert all(way["failed"].endswith("1 caches do") for way in ways.values())

@@ -90,7 +90,10 @@ STAGES: list[dict[str, Any]] = [
     {
         "name": "peers",
         "ours": {"plain": {"tokens_per_second": 2000.0}},
-        "peers": {STATIC: {"tokens_per_second": 400.0}, KEPT: {"tokens_per_second": 500.0}},
+        "peers": {
+            STATIC: {"tokens_per_second": 400.0, "compiled": 0},
+            KEPT: {"tokens_per_second": 500.0, "compiled": 0},
+        },
         "predicted_ratio": 1.4,
     },
     equality(200, 256, tokens_that_differ=7, requests_that_differ=1),
@@ -171,3 +174,36 @@ def test_a_peer_that_failed_is_no_measure() -> None:
     assert found["value"] is found["predicted"] is None
     assert "RuntimeError: no" in found["reason"]
     assert "no time left" in found["reason"]
+
+
+@pytest.mark.parametrize("late", [STATIC, KEPT])
+def test_a_peer_that_compiled_while_it_was_timed_is_no_measure(late: str) -> None:
+    """Nor is the faster one, if the other might be faster without."""
+    peers = {name: {"tokens_per_second": 400.0, "compiled": 0} for name in (STATIC, KEPT)}
+    peers[late]["compiled"] = 3
+    stage = {"name": "peers", "ours": {"plain": {"tokens_per_second": 2000.0}}, "peers": peers}
+    found = gpu_figures([stage])[AGAINST_PEER]
+    assert (found["value"], found["met"]) == (5.0, None)
+    assert found["reason"] == f"compiled while the clock ran, {late}: 3 graphs"
+    assert f" 5 times (goal 4): {found['reason']}" in figures_table({AGAINST_PEER: found})
+    # slower than it need be, and for all that not reached
+    stage["ours"] = {"plain": {"tokens_per_second": 1000.0}}
+    assert gpu_figures([stage])[AGAINST_PEER]["met"] is False
+
+
+def test_a_stage_that_broke_later_has_its_figures() -> None:
+    broke = "Traceback ...\nRuntimeError: no such kernel\n"
+    stage = {"name": "equality", "checks": [{"ok": True}], "error": broke}
+    figures = gpu_figures([stage, {"name": "bandwidth", "error": broke}])
+    assert figures["checks of equality that failed"]["met"] is True
+    assert figures[TOKENS.format(1)]["reason"] == "stage equality broke: RuntimeError: no such kernel"
+
+
+def test_a_way_that_broke_has_compared_what_it_has() -> None:
+    stage = equality(200, 256)
+    stage["ways"]["speculative, batch 16"] |= {"requests": 32, "failed": "ValueError: no trees"}
+    figures = gpu_figures([stage])
+    found = figures[TOKENS.format(16)]
+    assert (found["value"], found["met"]) == (0.0, None)
+    assert found["reason"] == "32 x 256 compared, not 200 x 256: ValueError: no trees"
+    assert figures[TOKENS.format(1)]["met"] is True

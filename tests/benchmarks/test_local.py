@@ -65,3 +65,22 @@ def test_an_engine_at_work_is_not_touched(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match="idle"):
         decode(engine, NoDrafter(), [[1]], PARAMS)
     engine.cancel("somebody")
+
+
+def test_an_engine_that_broke_can_be_asked_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a round not yet read back, as on a GPU."""
+    monkeypatch.setattr(engine, "lag", 1)
+    (wanted,) = decode(engine, NoDrafter(), [[1, 2, 3]], PARAMS)
+    passes, make = [], engine.make_attention
+
+    def broken(*arguments: Any) -> Any:
+        passes.append(len(engine.pending))
+        if len(passes) == 5:
+            raise ValueError("no such kernel")
+        return make(*arguments)
+
+    monkeypatch.setattr(engine, "make_attention", broken)
+    with pytest.raises(ValueError, match="no such kernel"):
+        decode(engine, NoDrafter(), [[1, 2, 3]], PARAMS)
+    assert passes[4] == 1
+    assert decode(engine, NoDrafter(), [[1, 2, 3]], PARAMS)[0].tokens == wanted.tokens

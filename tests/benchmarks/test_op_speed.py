@@ -92,3 +92,20 @@ def test_bytes_of_anything() -> None:
     x = torch.zeros(3, 5)
     assert size(x, (x.bool(), [x.half()])) == 60 + 15 + 30
     assert size() == 0
+
+
+def test_a_case_whose_inputs_cannot_be_made_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMES", 1)
+    make = module.RoundOps
+
+    def no_many(spec: object, draft: object, case: Case, *where: object) -> RoundOps:
+        if case.requests > 1:
+            raise ValueError("no room")
+        return make(spec, draft, case, *where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "RoundOps", no_many)
+    *one, many = op_speed(TINY, [Case(1, 4), Case(2, 4)], CPU, torch.float32, 1e10)
+    assert len(one) > 20
+    assert all(op["microseconds"] > 0 for op in one)
+    assert (many["requests"], many["op"], many["failed"]) == (2, "all of them", "ValueError: no room")
+    assert "tiny         all of them: failed: ValueError: no room" in table([*one, many])

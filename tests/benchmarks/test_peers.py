@@ -119,3 +119,22 @@ def test_a_draft_that_transformers_cannot_run(tmp_path: Path, monkeypatch: pytes
     causal = replace(draft, config=replace(draft.config, causal=True))
     found = peer_speed(make_tiny_target(tmp_path), random_prompts(VOCAB, 1), TOKENS, CPU, torch.float32, causal)
     assert "both ways" in found[WITH_DRAFT]["skipped"]
+
+
+def test_a_compiled_way_is_warmed_up_by_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose every new length of prompt is compiled for."""
+    from torch._dynamo.utils import counters
+
+    class Model:
+        def __init__(self) -> None:
+            self.met: set[int] = set()
+
+        def generate(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            counters["stats"]["unique_graphs"] += ids.shape[1] not in self.met
+            self.met.add(ids.shape[1])
+            return torch.cat((ids, torch.ones(1, options["max_new_tokens"], dtype=torch.int64)), 1)
+
+    prompts = [[1] * length for length in (3, 5, 4, 6)]
+    _, answers, compiled = run_way(Model(), prompts, TOKENS, CPU, peers.WAYS[STATIC])
+    assert answers == [[1] * TOKENS] * 4
+    assert compiled == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from redraft.benchmarks.gpu_figures import gpu_figures
 from redraft.benchmarks.launches import NODES
 from redraft.benchmarks.predict import predicted_prefill, predicted_round, predicted_step
 from redraft.benchmarks.predict_speed import Answers, Drafting, bound_of_peer, expected_speed
-from redraft.benchmarks.predictions import SETS, main, predicted_stages, table
+from redraft.benchmarks.predictions import SETS, TAU, main, predicted_stages, table
 from redraft.benchmarks.shapes import TARGETS, draft_shape
 
 pytest.importorskip("triton")
@@ -85,6 +86,33 @@ def test_the_command_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     main()
     slow = capsys.readouterr().out
     assert "plain decoding, Qwen3-8B shape" in slow
+    assert "gsm8k 4, humaneval 3, mt-bench 2, as --tau has it" in slow
     monkeypatch.setattr(sys, "argv", ["predictions", "--bandwidth", "6e12", "--tau", "4", "3", "2"])
     main()
     assert capsys.readouterr().out != slow
+
+
+def test_rounds_are_priced_with_the_nodes_that_their_tokens_go_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["predictions"])
+    main()
+    shown = capsys.readouterr().out
+    assert "gsm8k 4.184, humaneval 4.056, mt-bench 2.841, counted on a CPU" in shown
+    assert "with 15 nodes verified, 16 rows" in shown
+    log = (Path(__file__).parents[2] / "docs/log.md").read_text()
+    told = next(line for line in log.splitlines() if line.startswith(f"| {NODES} nodes and n-gram lookup"))
+    assert [float(cell.split(",")[0]) for cell in told.strip("| ").split(" | ")[1:]] == list(TAU)
+    tau = dict(zip(SETS, TAU, strict=True))
+    few, many = (
+        predicted_stages(SPEED, tau, 128, 256, *nodes)[3]["sets"]["gsm8k"]["expected"] for nodes in ((), (30,))
+    )
+    assert (few["rows"], many["rows"]) == (16, 31)
+    assert few["speculative"]["floor"] > many["speculative"]["floor"]
+
+
+@pytest.mark.parametrize("words", [["--nodes", "30"], ["--nodes", "31", "--tau", "4", "3", "2"]])
+def test_nodes_without_their_tokens_are_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["predictions", *words])
+    with pytest.raises(SystemExit):
+        main()
