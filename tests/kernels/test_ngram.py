@@ -254,7 +254,3 @@ def test_kernel_refuses_tensors_that_do_not_fit(kernel_device: torch.device) -> 
         ngram_kernel(tokens, length, active[:2], newest, max_nodes=3, context_bound=4)
     with pytest.raises(ValueError, match=r"newest must be torch\.int32"):
         ngram_kernel(tokens, length, active, newest.long(), max_nodes=3, context_bound=4)
-
-
-def test_compiles(assert_compiles: Callable[[str], None]) -> None:
-    assert_compiles("redraft.kernels.ngram")
