@@ -171,12 +171,12 @@ def moved(parts: Any, device: torch.device) -> Any:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(), used=st.sets(st.sampled_from(STAGES)))
-def test_kernel_equals_twin(kernel_device: torch.device, case: Case, used: set[str]) -> None:
+def test_kernel_equals_twin(kernel_device: torch.device, poisoned: Any, case: Case, used: set[str]) -> None:
     """Byte for byte; small blocks, so that rows span several and the last one is ragged."""
     tables = {name: table for name, table in case.tables().items() if name in used}
-    there = {name: moved(table, kernel_device) for name, table in tables.items()}
-    rows = moved(case.rows, kernel_device)
-    got = adjust_kernel(case.logits.to(kernel_device), rows, **there, block=32).cpu()
+    rows, there = moved(case.rows, kernel_device), {name: moved(one, kernel_device) for name, one in tables.items()}
+    with poisoned():
+        got = adjust_kernel(case.logits.to(kernel_device), rows, **there, block=32).cpu()
     assert torch.equal(got.view(torch.int32), adjust_twin(case.logits, case.rows, **tables).view(torch.int32))
 
 
