@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from redraft.benchmarks.attention_checks import Shape
 from redraft.benchmarks.device_seconds import device_seconds
+from redraft.benchmarks.suite_clock import LEFT_OUT, always
 from redraft.benchmarks.traffic import LAUNCH_SECONDS
 from redraft.kernels.attention_items import lanes_of
 from redraft.kernels.paged_attention import PagedAttention
@@ -21,7 +23,8 @@ PASSES = 10
 BEYOND_CACHE = 2**28
 """Bytes of keys and values that a pass reads, layer after layer, so that none finds its own in the GPU's cache."""
 MOST_LAYERS = 512
-"""A small kernel in a graph takes so long whatever it does (research: 2 to 3 microseconds)."""
+LOAD_SECONDS = 3.0
+"""A load is not begun with less of the suite's time left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,26 @@ SPEED_SHAPES = (Shape(9, 3, 64), Shape(16, 8, 128), Shape(32, 8, 128))
 """SmolLM2-135M, Qwen3-1.7B, Qwen3-8B."""
 
 
-def attention_speed(device: torch.device, dtype: torch.dtype, copy_bytes_per_second: float) -> list[dict[str, Any]]:
+def attention_speed(
+    device: torch.device,
+    dtype: torch.dtype,
+    copy_bytes_per_second: float,
+    fits: Callable[[float], bool] = always,
+) -> list[dict[str, Any]]:
     """Of every shape and load: microseconds a layer, share of the copy bandwidth, floor, and what was predicted.
 
     The floor is to read keys and values once.  Predicted is that partial results are written and read as well, at the
     speed of a copy, and a launch or two.  A pass makes its list of items once, as the engine does; a layer's figure
     holds its part of that, one in ``layers``.  Where one launch can do, both forms are measured
     (``microseconds_by_launches``): where the one that ``one_launch_pays`` takes is the slower, its constants are wrong.
+    ``fits``: whether so many seconds are left.
     """
     figures = []
     for shape in SPEED_SHAPES:
         for load in LOADS:
+            if not fits(LOAD_SECONDS):
+                figures.append({"shape": asdict(shape), **asdict(load), "skipped": LEFT_OUT})
+                continue
             figure = measure(device, dtype, shape, load, copy_bytes_per_second)
             figures.append(figure)
             name = f"{shape}, {load.requests} x {load.rows} rows at {load.context}"

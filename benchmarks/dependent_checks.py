@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from redraft.benchmarks.kernel_checks import Check, same_bytes
-from redraft.benchmarks.step_speed import random_weights
+from redraft.benchmarks.shape_target import random_weights
 from redraft.kernels.attention import block_attention
 from redraft.kernels.dependent_launch import allow
 from redraft.kernels.rows import Rows

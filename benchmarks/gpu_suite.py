@@ -1,9 +1,10 @@
-"""All that a GPU must prove and tell, in one command: ``python -m redraft.benchmarks.gpu_suite --out DIR``.
+"""All that a GPU must prove and tell, in one command: ``python -m redraft.benchmarks.gpu_suite``.
 
 Kernels against their twins, row invariance, equality of speculative and plain output, copy bandwidth, what share of it
 a layer's products and whole steps reach, speed, peers.  GPU time is scarce: what is known is written to
-``DIR/gpu_suite.json`` after every stage, and a stage that fails does not keep the next one from running.  The exit code
-is 1 if a check failed or a stage broke.
+``gpu_suite.json`` after every stage, and a stage that fails does not keep the next one from running.  All stages have
+``--budget`` seconds together; what no longer fits is left out, and says so.  The exit code is 1 if a check failed or a
+stage broke.
 """
 
 from __future__ import annotations
@@ -11,222 +12,51 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from redraft.benchmarks.attention_checks import attention_checks
-from redraft.benchmarks.attention_speed import attention_speed
-from redraft.benchmarks.bandwidth import copy_bandwidth
-from redraft.benchmarks.dependent_checks import dependent, dependent_checks
-from redraft.benchmarks.draft_checks import draft_checks
-from redraft.benchmarks.equality_checks import equality_checks
 from redraft.benchmarks.gpu_figures import figures_table, gpu_figures
-from redraft.benchmarks.kernel_checks import FULL, QUICK, Check, kernel_checks
-from redraft.benchmarks.layer_checks import layer_checks
-from redraft.benchmarks.peers import peer_speed
-from redraft.benchmarks.product_speed import product_speed, table
-from redraft.benchmarks.row_checks import QUICK_SHAPES, SHAPES, layer_row_checks, row_checks
-from redraft.benchmarks.shapes import TARGETS, TINY
 from redraft.benchmarks.stamp import stamp
-from redraft.benchmarks.step_speed import CASES, step_speed
-from redraft.benchmarks.suite_prompts import random_prompts, read_id_prompts
-from redraft.benchmarks.suite_speed import plain_step, speed
-from redraft.benchmarks.tiny import make_tiny_target
-from redraft.drafts.base import Drafter
-from redraft.drafts.checkpoint import read_draft
-from redraft.kernels.attention import block_attention, cpu_attention
-from redraft.kernels.dependent_launch import LEAST_CAPABILITY
-from redraft.kernels.triton_support import HAS_TRITON, INTERPRETED
-from redraft.server.engine.config import EngineConfig
-from redraft.server.engine.engine import Engine
-from redraft.server.engine.hardware import choose_device, choose_dtype
-from redraft.server.engine.load import build_engine
+from redraft.benchmarks.suite_clock import BUDGET, LEFT_OUT
+from redraft.benchmarks.suite_context import Suite
+from redraft.benchmarks.suite_stages import LEAST_SECONDS, STAGES, Found
+from redraft.server.engine.types import RedraftError
 
-SLOTS = 8
-Found = dict[str, Any]
-
-
-class Suite:
-    """One run: what is measured on, and what every stage needs."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.quick: bool = options.quick
-        self.device, _ = choose_device(options.device)
-        self.dtype, _ = choose_dtype(options.dtype, self.device)
-        self.sizes = QUICK if self.quick else FULL
-        self.targets = TINY if self.quick else TARGETS
-        self.max_tokens = options.max_tokens or (16 if self.quick else 128)
-
-    @cached_property
-    def folder(self) -> Path:
-        """Of the target: the one given, or a tiny random one."""
-        return self.options.target or make_tiny_target(self.options.out / "tiny-target")
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Built when the first stage needs it, so that kernels are checked even where no target loads."""
-        config = EngineConfig(
-            target=str(self.folder),
-            target_name=self.folder.name,
-            target_sha="",
-            draft=self.options.draft,
-            dtype=self.options.dtype,
-            device=self.options.device,
-            max_model_len=self.options.max_model_len,
-            measure_costs=False,
-            max_num_seqs=SLOTS,
-            self_check=False,
-        )
-        return build_engine(config)
-
-    @cached_property
-    def drafter(self) -> Drafter:
-        """The engine's own, whatever decoded last; asked for before anything is decoded."""
-        return self.engine.drafter
-
-    @cached_property
-    def prompts(self) -> list[list[int]]:
-        """Token ids, from the file or random."""
-        if self.options.prompts:
-            return read_id_prompts(self.options.prompts, self.options.target)
-        return random_prompts(self.engine.info.vocab_size, count=3 if self.quick else SLOTS)
-
-    @cached_property
-    def copy_bytes_per_second(self) -> float:
-        """Measured once, whichever stage asks first."""
-        return copy_bandwidth(self.device, 2**24 if self.quick else 2**30)
-
-    def kernels(self) -> Found:
-        """Triton kernels against twins."""
-        if not HAS_TRITON:
-            return {"skipped": "Triton is not installed"}
-        if self.device.type != "cuda" and not INTERPRETED:
-            return {"skipped": "kernels need a CUDA device, or TRITON_INTERPRET=1; on a CPU the twins are what runs"}
-        of_sizes = kernel_checks(self.sizes, self.device), draft_checks(self.sizes, self.device)
-        return run_checks(chain(*of_sizes, layer_checks(self.targets, self.device)))
-
-    def rows(self) -> Found:
-        """Row invariance, op by op and over whole layers."""
-        make_attention = block_attention if self.device.type == "cuda" else cpu_attention
-        ops = row_checks(self.sizes, self.device, self.dtype, QUICK_SHAPES if self.quick else SHAPES)
-        return run_checks(chain(ops, layer_row_checks(self.targets, self.device, self.dtype, make_attention)))
-
-    def attention(self) -> Found:
-        """Attention's bits in any company, and its share of the copy bandwidth."""
-        if not HAS_TRITON or self.device.type != "cuda":
-            return {"skipped": "needs a CUDA device and Triton; the interpreter's products have other bits"}
-        found = run_checks(attention_checks(self.device, tuple(dict.fromkeys((self.dtype, torch.float32))), self.quick))
-        speed = copy_bandwidth(self.device, 2**30)
-        return {**found, "figures": attention_speed(self.device, self.dtype, speed)}
-
-    def dependent(self) -> Found:
-        """Kernels launched before the one before has ended: whether they wait, and what that gains."""
-        if self.device.type != "cuda" or torch.cuda.get_device_capability()[0] < LEAST_CAPABILITY:
-            return {"skipped": "needs a CUDA device of capability 9.0 or newer"}
-        found = run_checks(dependent_checks(self.targets, self.device, self.dtype))
-        measure = partial(step_speed, self.targets, CASES[:3], self.device, self.dtype, self.engine.make_attention)
-        with dependent():
-            return {**found, "steps": measure(self.copy_bytes_per_second)}
-
-    def equality(self) -> Found:
-        """Output with every drafter against plain output."""
-        # the adversarial drafters tell requests apart by slot
-        prompts = self.prompts[:SLOTS]
-        return run_checks(equality_checks(self.engine, self.drafter, prompts, self.max_tokens))
-
-    def bandwidth(self) -> Found:
-        """Bytes per second of a large copy: what decoding speed is measured against."""
-        return {"copy_bytes_per_second": self.copy_bytes_per_second}
-
-    def products(self) -> Found:
-        """Each weight shape's product against what its bytes must take."""
-        found = [
-            one
-            for name, spec in self.targets.items()
-            for one in product_speed(name, spec, self.device, self.dtype, self.copy_bytes_per_second)
-        ]
-        print(table(found))
-        return {"products": found}
-
-    def speed(self) -> Found:
-        """Plain and speculative decoding, one request at a time and together."""
-        found = speed(self.engine, self.drafter, self.prompts, self.max_tokens, 1 if self.quick else 3)
-        context = sum(map(len, self.prompts)) // len(self.prompts) + self.max_tokens // 2
-        step = plain_step(self.engine, found["alone"]["plain_tokens_per_second"], context, self.copy_bytes_per_second)
-        return {**found, "plain_step": step}
-
-    def steps(self) -> Found:
-        """Plain steps and verified rounds on random weights of known shapes."""
-        cases, attention = CASES[:2] if self.quick else CASES, self.engine.make_attention
-        return {
-            "steps": step_speed(self.targets, cases, self.device, self.dtype, attention, self.copy_bytes_per_second)
-        }
-
-    def peers(self) -> Found:
-        """transformers on the same weights and prompts."""
-        count, tokens = (2, 4) if self.quick else (4, self.max_tokens)
-        folder = Path(self.options.draft)
-        draft = read_draft(folder) if folder.is_dir() else None
-        return {"peers": peer_speed(self.folder, self.prompts[:count], tokens, self.device, self.dtype, draft)}
-
-
-STAGES: dict[str, Callable[[Suite], Found]] = {
-    "kernels": Suite.kernels,
-    "rows": Suite.rows,
-    "attention": Suite.attention,
-    "equality": Suite.equality,
-    "bandwidth": Suite.bandwidth,
-    "products": Suite.products,
-    "speed": Suite.speed,
-    "steps": Suite.steps,
-    "peers": Suite.peers,
-    # off unless asked for, so what goes wrong here is to spoil nothing else
-    "dependent": Suite.dependent,
-}
-
-
-def run_checks(checks: Iterator[Check]) -> Found:
-    """Run every check; one that raises has failed, and the others still run."""
-    found = []
-    for name, check in checks:
-        try:
-            problem = check()
-        except Exception:
-            problem = traceback.format_exc()
-        found.append({"name": name, "ok": problem is None, "problem": problem})
-        print(
-            f"  {'ok  ' if problem is None else 'FAIL'} {name}{'' if problem is None else ': ' + problem}", flush=True
-        )
-    return {"checks": found}
+RESULTS = Path("benchmarks/results/gpu")
+FILE = "gpu_suite.json"
 
 
 def run_stage(suite: Suite, name: str) -> Found:
-    """Run one stage; an exception is written down, not raised."""
+    """Run one stage if there is time for it; an exception is written down, not raised."""
     print(name, flush=True)
-    started = time.perf_counter()
-    try:
-        found = STAGES[name](suite)
-    except Exception:
-        found = {"error": traceback.format_exc()}
-        print(found["error"], flush=True)
+    clock, least = suite.clock, LEAST_SECONDS.get(name, 0.0)
+    begun = clock.spent
+    if not clock.fits(least):
+        left = clock.budget - begun
+        found: Found = {"skipped": f"{LEFT_OUT}: {left:.0f} s of {clock.budget:.0f}, and it needs {least:.0f} at least"}
+        found["out_of_time"] = True
+    else:
+        try:
+            found = STAGES[name](suite)
+        except Exception:
+            found = {"error": traceback.format_exc()}
+            print(found["error"], flush=True)
     if "skipped" in found:
         print(f"  skipped: {found['skipped']}", flush=True)
     failed = "error" in found or any(not check["ok"] for check in found.get("checks", ()))
-    return {"name": name, "seconds": round(time.perf_counter() - started, 3), "ok": not failed, **found}
+    return {"name": name, "seconds": round(clock.spent - begun, 3), "ok": not failed, **found}
 
 
 def run(options: argparse.Namespace, command: list[str]) -> bool:
-    """Run the stages in ``options.only`` and write the file after each; returns whether nothing failed."""
+    """Run the stages in ``options.only`` and write the file after each; returns whether nothing failed.
+
+    Raises ``RedraftError`` where results are to be kept that are not of the same code and device.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
-    suite = Suite(options)
+    suite, path = Suite(options), options.out / FILE
+    names = options.only or list(STAGES)
     report: Found = {
         "benchmark": "gpu_suite",
         "complete": False,
@@ -234,46 +64,123 @@ def run(options: argparse.Namespace, command: list[str]) -> bool:
         "device": suite.device.type,
         "dtype": str(suite.dtype).removeprefix("torch."),
         "quick": suite.quick,
+        "budget_seconds": suite.clock.budget,
+        "earlier": [],
         "stages": [],
     }
-    for name in options.only or STAGES:
-        report["stages"].append(run_stage(suite, name))
-        report["complete"] = len(report["stages"]) == len(options.only or STAGES)
-        report["figures"] = gpu_figures(report["stages"])
-        (options.out / "gpu_suite.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if options.keep and path.is_file():
+        join(report, json.loads(path.read_text()), names)
+        suite.clock.spend(sum(stage["seconds"] for stage in report["stages"]))
+    for number, name in enumerate(names, start=1):
+        stages = report["stages"]
+        stages.append(run_stage(suite, name))
+        if options.keep:
+            stages.sort(key=lambda stage: list(STAGES).index(stage["name"]))
+        report["seconds"] = round(suite.clock.spent, 3)
+        report["left_out"] = left_out(stages)
+        report["complete"] = number == len(names) and not report["left_out"]
+        report["figures"] = gpu_figures(stages)
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(figures_table(report["figures"]))
+    print(stages_table(report))
     return all(stage["ok"] for stage in report["stages"])
+
+
+def join(report: Found, before: Found, names: list[str]) -> None:
+    """Take into ``report`` the stages of a run ``before`` that are not in ``names``."""
+    for key in ("commit", "versions", "machine", "device", "dtype", "quick"):
+        if report[key] != before[key]:
+            raise RedraftError(
+                f"--keep: what DIR holds is of another {key}, {before[key]} and not {report[key]}; choose another --out"
+            )
+    report["dirty"] = report["dirty"] or before["dirty"]
+    report["earlier"] = [*before["earlier"], before["command"]]
+    report["stages"] = [stage for stage in before["stages"] if stage["name"] not in names]
+
+
+def left_out(stages: list[Found]) -> list[str]:
+    """What there was no time for: stages, and cases within them."""
+    found = []
+    for stage in stages:
+        name = stage["name"]
+        if stage.get("out_of_time"):
+            found.append(f"{name}: all of it")
+        if "left_out" in stage:
+            found.append(f"{name}: {stage['left_out']}")
+        cases = [one for of in stage.values() if isinstance(of, list) for one in of]
+        cases += stage["peers"].values() if "peers" in stage else ()
+        late = sum(one.get("skipped") == LEFT_OUT for one in cases if isinstance(one, dict))
+        if late:
+            found.append(f"{name}: {late} of {len(cases)} cases")
+    return found
+
+
+def stages_table(report: Found) -> str:
+    """One line a stage with what it took, and what there was no time for."""
+    lines = [f"{stage['name']:10} {stage['seconds']:8.1f} s  {_state(stage)}" for stage in report["stages"]]
+    lines.append(f"{'all':10} {report['seconds']:8.1f} s  of {report['budget_seconds']:.0f}")
+    return "\n".join([*lines, *(f"left out for want of time: {one}" for one in report["left_out"])])
+
+
+def _state(stage: Found) -> str:
+    return "skipped" if "skipped" in stage else "ok" if stage["ok"] else "FAILED"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; argparse, because a GPU machine may lack typer."""
     parser = argparse.ArgumentParser(
         prog="python -m redraft.benchmarks.gpu_suite",
-        description="Check kernels, equality and speed on a GPU; writes DIR/gpu_suite.json after each stage.",
+        description=f"Check kernels, equality and speed on a GPU; writes DIR/{FILE} after each stage.",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=f"{RESULTS} unless told")
     parser.add_argument("--target", type=Path, metavar="FOLDER", help="converted target; else a tiny random one")
     parser.add_argument(
         "--draft", default="ngram", help="folder of a draft, which n-gram lookup helps; else lookup alone"
     )
     parser.add_argument(
-        "--prompts", type=Path, help='.json with lists of token ids, or .jsonl with {"turns": [...]}; else random ids'
+        "--prompts",
+        type=Path,
+        action="append",
+        help='a set of prompts: .json with lists of token ids, or .jsonl with {"turns": [...]}; may be repeated, and '
+        "a set is named after its file (gsm8k, humaneval, mt-bench have figures of their own); else random ids",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, for trying the suite itself")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
-    parser.add_argument("--max-tokens", type=int, help="tokens per answer (16 with --quick, else 128)")
-    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--max-tokens", type=_count, help="tokens per answer where speed is measured (256; 16 quick)")
+    parser.add_argument("--speed-prompts", type=_count, help="prompts of each set that it is measured on (16; 3 quick)")
+    parser.add_argument("--equality-prompts", type=_count, help="prompts that are compared, if there are as many (200)")
+    parser.add_argument("--equality-tokens", type=_count, help="tokens of each that are compared (256; 16 quick)")
+    parser.add_argument("--max-model-len", type=_count, default=1024)
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the stages that are in DIR already and are not run again"
+    )
+    parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds for all stages ({BUDGET:.0f})")
     parser.add_argument("--only", action="append", choices=tuple(STAGES), help="run this stage only; may be repeated")
     options = parser.parse_args(arguments)
-    if options.prompts and options.prompts.suffix == ".jsonl" and not options.target:
+    files = options.prompts or []
+    if any(path.suffix == ".jsonl" for path in files) and not options.target:
         parser.error("--prompts with text needs --target, whose tokenizer reads it")
+    if len({path.stem for path in files}) < len(files):
+        parser.error("a set is named after its file, so two --prompts may not have the same name")
+    if not options.budget > 0:
+        parser.error("--budget must be above 0")
     return options
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return number
 
 
 def main() -> None:
     """Entry point of ``python -m``."""
-    ok = run(parse(sys.argv[1:]), ["python", "-m", "redraft.benchmarks.gpu_suite", *sys.argv[1:]])
+    try:
+        ok = run(parse(sys.argv[1:]), ["python", "-m", "redraft.benchmarks.gpu_suite", *sys.argv[1:]])
+    except RedraftError as error:
+        sys.exit(str(error))
     print("passed" if ok else "FAILED")
     sys.exit(0 if ok else 1)
 

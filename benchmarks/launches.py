@@ -8,9 +8,10 @@ and so does every op of torch that is neither a view nor an allocation, of which
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -23,29 +24,34 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from redraft.benchmarks.shape_target import random_weights
 from redraft.benchmarks.shapes import TARGETS
-from redraft.benchmarks.step_speed import random_weights
-from redraft.drafts.base import Drafter
+from redraft.benchmarks.standin import Given
+from redraft.drafts.base import Candidates, Drafter
 from redraft.drafts.checkpoint import Checkpoint, read_draft
 from redraft.drafts.dflash import DFlashDrafter
+from redraft.drafts.dflash_config import DFlashConfig
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels import chunk_attention, linear, matmul, paged_attention
 from redraft.kernels.attention import block_attention
 from redraft.kernels.attention_partial import tickets
-from redraft.kernels.matmul import workspace
 from redraft.kernels.pack_tree import _rank as some_kernel
 from redraft.kernels.triton_support import HAS_TRITON
 from redraft.server.engine.round import Plan, run_round
+from redraft.server.engine.rows_plan import row_bucket
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import TargetSpec
 
 NODES = 15
 """Drafted by each of two drafters; a GPU's default."""
-SLOTS, POSITIONS = 4, 1024
+CONTEXT = 512
 CPU = torch.device("cpu")
 _FREE = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::_unsafe_view"}
+_KEPT = ((matmul, "workspace"), (linear, "workspace"), (chunk_attention, "tickets"), (paged_attention, "tickets"))
+"""Memory that kernels keep for good."""
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -56,11 +62,14 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
         schema = func._schema
-        is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
+        may_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
+        # an op like "to" or "reshape" returns a view where it can, and a copy where not
+        is_view = may_view and (not isinstance(made, Tensor) or _lies_in(made, args))
         if not is_view and schema.name.partition(".")[0] not in _FREE and schema.name.startswith("aten::"):
             self.launched()
-        return func(*args, **(kwargs or {}))
+        return made
 
     def launched(self) -> None:
         frame = sys._getframe(1)
@@ -72,6 +81,12 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found[module.removeprefix("redraft.")] += 1
 
 
+def _lies_in(made: Tensor, arguments: Iterable[object]) -> bool:
+    """Whether ``made`` shares memory with a tensor of ``arguments``."""
+    own = made.untyped_storage()._cdata
+    return any(isinstance(one, Tensor) and one.untyped_storage()._cdata == own for one in arguments)
+
+
 @contextmanager
 def _as_on_a_gpu(count: _Count) -> Iterator[None]:
     """Fake tensors say that they are on one, and kernels are counted and not run."""
@@ -79,10 +94,11 @@ def _as_on_a_gpu(count: _Count) -> Iterator[None]:
     def launch(self: object, *arguments: object, **options: object) -> None:
         count.launched()
 
-    # memory that kernels keep for good; what is made here has no contents
-    kept = (workspace, tickets)
-    for make in kept:
-        make.cache_clear()
+    # what is made here has no contents; the real ones stay, whose addresses recorded rounds may hold
+    apart = {
+        "workspace": functools.cache(matmul.workspace.__wrapped__),
+        "tickets": functools.cache(tickets.__wrapped__),
+    }
     with (
         ExitStack() as stack,
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -92,30 +108,56 @@ def _as_on_a_gpu(count: _Count) -> Iterator[None]:
         patch.object(Checkpoint, "version", PropertyMock(return_value="")),
         patch.object(type(some_kernel), "run", launch),
     ):
-        for make in kept:
-            stack.callback(make.cache_clear)
+        for module, name in _KEPT:
+            stack.enter_context(patch.object(module, name, apart[name]))
         yield
 
 
-def count_launches(spec: TargetSpec, draft: Checkpoint | None, *, sampled: bool = False) -> Mapping[str, int]:
-    """Launches of one request's round by the module that asks for them.
+def count_launches(
+    spec: TargetSpec,
+    draft: DFlashConfig | None = None,
+    *,
+    requests: int = 1,
+    rows: int = 1,
+    nodes: int = NODES,
+    lookup: bool = True,
+    context: int = CONTEXT,
+    sampled: bool = False,
+) -> Mapping[str, int]:
+    """Launches of a round of ``requests`` texts by the module that asks for them.
 
-    ``draft``: a DFlash draft, beside which n-gram lookup fills the tree; None for a plain step.  ``sampled``: at a
-    temperature.  Raises ``RuntimeError`` without Triton.
+    Args:
+        spec: the target's shape.
+        draft: of a DFlash draft, if there is one.
+        requests: that decode.
+        rows: verified of each; 1 is plain decoding, without any draft.
+        nodes: that the draft proposes for each, and n-gram lookup as many.
+        lookup: whether there is n-gram lookup; without it and ``draft`` the tree is a given one (standin.py).
+        context: tokens of each text.
+        sampled: whether at a temperature.
+
+    Raises ``RuntimeError`` without Triton.
     """
     if not HAS_TRITON:
         raise RuntimeError("launches of Triton kernels are counted with Triton's own launcher: install triton")
     count = _Count()
     with _as_on_a_gpu(count):
         weights = random_weights(spec, CPU, torch.bfloat16)
-        target = Target(spec, weights, POSITIONS)
-        drafter: Drafter = NoDrafter() if draft is None else _drafter(draft, spec, weights.embedding)
-        rows = 1 + drafter.max_nodes
+        room = 2 * context
+        target = Target(spec, weights, room)
+        drafter: Drafter = NoDrafter()
+        if rows > 1:
+            drafter = _drafter(draft, weights.embedding, room, nodes) if draft else drafter
+            ngram = NgramDrafter(requests, spec.vocab, CPU, nodes) if lookup else None
+            if ngram is not None:
+                drafter = MergedDrafter(drafter, ngram) if draft else ngram
+            elif draft is None:
+                drafter = Given(_tree(requests, rows))
         state = DeviceState(
-            spec, CPU, torch.bfloat16, slots=SLOTS, pages=8, max_model_len=POSITIONS - rows, tree_rows=rows,
-            context=drafter.context,
+            spec, CPU, torch.bfloat16, slots=requests, pages=8, max_model_len=room - rows,
+            tree_rows=max(rows, 1 + drafter.max_nodes), context=drafter.context,
         )  # fmt: skip
-        plan = Plan(4 if draft is None else 1 + NODES, 512, 1, sampled, filtered=False, drafting=draft is not None)
+        plan = Plan(row_bucket(requests * rows), context, requests, sampled, filtered=False, drafting=rows > 1)
         # the first one also makes what is kept
         run_round(state, target, drafter, plan, block_attention)
         count.found.clear()
@@ -124,10 +166,68 @@ def count_launches(spec: TargetSpec, draft: Checkpoint | None, *, sampled: bool 
     return dict(count.found.most_common())
 
 
-def _drafter(draft: Checkpoint, spec: TargetSpec, embedding: Tensor) -> Drafter:
-    shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in draft.tensors.items()}
-    trained = DFlashDrafter(replace(draft, tensors=shapes), embedding, embedding, POSITIONS, NODES)
-    return MergedDrafter(trained, NgramDrafter(SLOTS, spec.vocab, CPU, NODES))
+def count_op(make: Callable[[], Callable[[], object]]) -> int:
+    """Launches of what ``make`` makes from tensors of a CPU, which have no contents meanwhile."""
+    count = _Count()
+    with _as_on_a_gpu(count):
+        run = make()
+        # the first one also makes what is kept
+        run()
+        count.found.clear()
+        with count:
+            run()
+    return sum(count.found.values())
+
+
+@functools.cache
+def launches_of(
+    spec: TargetSpec,
+    draft: DFlashConfig | None = None,
+    requests: int = 1,
+    rows: int = 1,
+    nodes: int = NODES,
+    lookup: bool = True,
+    context: int = CONTEXT,
+) -> Mapping[str, int] | None:
+    """``count_launches``, in a fraction of its time, since a layer launches what its like does.
+
+    None where nothing can be counted: without Triton, or with versions of it or of torch that this does not know, and
+    then a line says why.  What is predicted of launches is not known there; what is measured is.
+    """
+    if not HAS_TRITON:
+        return None
+    try:
+        return _by_layers(spec, draft, requests, rows, nodes, lookup, context)
+    except Exception as error:
+        print(f"  launches cannot be counted: {type(error).__name__}: {error}"[:300], flush=True)
+        return None
+
+
+def _by_layers(
+    spec: TargetSpec, draft: DFlashConfig | None, requests: int, rows: int, nodes: int, lookup: bool, context: int
+) -> Mapping[str, int]:
+    """``count_launches`` from two small numbers of layers."""
+    # no fewer than the draft's taps, which are moved down to the first layers
+    few = 2 if draft is None else max(len(draft.taps), 2)
+    if draft is not None:
+        draft = replace(draft, taps=tuple(range(len(draft.taps))), target_layers=few)
+    sizes = {"requests": requests, "rows": rows, "nodes": nodes, "lookup": lookup, "context": context}
+    base, more = (count_launches(replace(spec, layers=few + extra), draft, **sizes) for extra in (0, 1))  # type: ignore[arg-type]
+    layers = spec.layers - few
+    return {name: base.get(name, 0) + layers * (more[name] - base.get(name, 0)) for name in more}
+
+
+def _tree(slots: int, width: int) -> Candidates:
+    whole = torch.zeros(slots + 1, width, dtype=torch.int64)
+    return Candidates(whole, whole.clone(), torch.zeros(slots + 1, width))
+
+
+def _drafter(config: DFlashConfig, embedding: Tensor, room: int, nodes: int) -> Drafter:
+    tensors = {
+        name: torch.empty(shape, dtype=torch.int64 if name == "d2t" else torch.bfloat16)
+        for name, shape in config.shapes.items()
+    }
+    return DFlashDrafter(Checkpoint(config, tensors, {}), embedding, embedding, room, nodes)
 
 
 def default_draft() -> Checkpoint:
@@ -141,9 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count the kernels that a round launches on a GPU; needs none.")
     parser.add_argument("--sampled", action="store_true", help="at a temperature; else greedy")
     options = parser.parse_args()
-    name = "SmolLM2-135M"
-    for what, draft in (("plain step", None), ("speculative round", default_draft())):
-        found = count_launches(TARGETS[name], draft, sampled=options.sampled)
+    name, draft = "SmolLM2-135M", default_draft().config_as(DFlashConfig)
+    for what, config, rows in (("plain step", None, 1), ("speculative round", draft, 1 + NODES)):
+        found = count_launches(TARGETS[name], config, rows=rows, sampled=options.sampled)
         print(f"{name}, {what}: {sum(found.values())} launches")
         for module, launches in found.items():
             print(f"  {launches:4} {module}")

@@ -32,6 +32,8 @@ class Decoded:
     """Tokens of each round."""
     seconds: float = 0.0
     """From the submission of the first prompt to this one's last token."""
+    request_id: str = ""
+    """What the engine knew it by."""
 
     @property
     def rounds(self) -> tuple[int, ...]:
@@ -47,7 +49,8 @@ def decode(engine: Engine, drafter: Drafter, prompts: Sequence[Sequence[int]], p
     if engine.busy:
         raise RuntimeError("drafters may be exchanged only while the engine is idle")
     engine.drafter = drafter
-    found = {f"benchmark-{next(_numbers)}": Decoded() for _ in prompts}
+    names = [f"benchmark-{next(_numbers)}" for _ in prompts]
+    found = {name: Decoded(request_id=name) for name in names}
     unfinished = set(found)
     started = time.perf_counter()
     try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from redraft.benchmarks.kernel_checks import Check, Random, Sizes, same_bytes, sampling_inputs
-from redraft.benchmarks.step_speed import random_weights
+from redraft.benchmarks.shape_target import random_weights
 from redraft.kernels.attention import MakeAttention
 from redraft.kernels.layer_ops import LayerOps, layer_ops
 from redraft.kernels.linear import MIN_ROWS, Linear

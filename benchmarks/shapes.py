@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from redraft.drafts.dflash_config import DFlashConfig, default_taps
 from redraft.server.engine.target.spec import TargetSpec
 
 
@@ -31,6 +32,8 @@ TARGETS = {
     "Qwen3-8B": _spec(36, 4096, 12288, 32, 8, 128, 151936, False, True),
 }
 """Sizes of the published config.json; epsilon, base and the like are made up, since speed does not see them."""
+LEAST_LAYERS, LEAST_HIDDEN = 12, 1024
+"""Of targets for which ``draft_shape`` is the published one."""
 TINY = {"tiny": _spec(2, 64, 128, 4, 2, 16, 512, True, False)}
 """For trying a measurement itself."""
 
@@ -45,3 +48,29 @@ def products(spec: TargetSpec) -> dict[str, tuple[int, int, int]]:
         "down": (spec.hidden, spec.intermediate, spec.layers),
         "head": (spec.vocab, spec.hidden, 1),
     }
+
+
+def draft_shape(spec: TargetSpec) -> DFlashConfig:
+    """Of a DFlash draft for a target of ``spec``'s shape, where speed alone matters.
+
+    As published for Qwen3-8B: five layers of the target's own sizes, five taps, blocks of 16, all of the vocabulary.
+    The default target's is the one that ships: three layers, three taps, blocks of 8, 16,384 tokens.
+    """
+    small = spec.layers < LEAST_LAYERS or spec.hidden < LEAST_HIDDEN
+    count = min(3 if small else 5, max(spec.layers - 4, 1))
+    return DFlashConfig(
+        layers=3 if small else 5,
+        hidden=spec.hidden,
+        intermediate=spec.intermediate,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        vocab=spec.vocab,
+        norm_eps=spec.norm_eps,
+        rope_theta=spec.rope_theta,
+        block_size=8 if small else 16,
+        mask_token_id=spec.vocab - 1,
+        taps=default_taps(count, spec.layers),
+        target_layers=spec.layers,
+        draft_vocab=min(16384, spec.vocab) if small else 0,
+    )

@@ -8,8 +8,9 @@ The order within a row (docs/structure.md): repetition penalty, frequency and pr
 while fewer than min_tokens were produced, tokens that a grammar forbids masked.  Temperature and filters come after
 (sample.py).  What a neutral value leaves alone keeps its bits: x / 1, x - 0 and x + 0 are x.
 
-On a GPU one kernel makes the penalties and the mask in one pass over the logits; bias and end tokens are few places and
-stay torch's gather and scatter.  The mask may come first there: what it forbids is −∞ and stays so under any bias.
+On a GPU one kernel makes the penalties and the mask in one pass over the logits, as compiled code does on a CPU
+(adjust_cpu.c); bias and end tokens are few places and stay torch's gather and scatter.  The mask may come first there:
+what it forbids is −∞ and stays so under any bias.
 """
 # kernels' parameters are Triton's, not Python's
 # mypy: disable-error-code="no-untyped-def"
@@ -24,6 +25,7 @@ from torch import Tensor
 from redraft.kernels.accept import Committed
 from redraft.kernels.rows import Rows
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, tl, use_triton
+from redraft.kernels.vocab_cpu import adjusted_rows, is_compiled_for
 
 PRODUCED = 2
 """What one produced token adds to ``Penalties.count``; the lowest bit says that the token is in the prompt."""
@@ -87,6 +89,10 @@ def adjust(
             raise ValueError(
                 f"allowed must be int32 of shape {[R, -(-V // 32)]}, but is {allowed.dtype} {list(allowed.shape)}"
             )
+    if is_compiled_for(logits) and (penalties is not None or allowed is not None):
+        z = adjusted_rows(logits, rows, penalties, allowed)
+        _place(z, rows, bias, minimum)
+        return z
     op = adjust_kernel if use_triton(logits) else adjust_twin
     return op(logits, rows, penalties=penalties, bias=bias, minimum=minimum, allowed=allowed)
 

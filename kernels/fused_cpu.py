@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch  # noqa: F401  # so that its OpenMP runtime is there before the library looks for one
 
-_NAMES = ("fused", "attention", "linear", "layer", "vocab", "ngram", "trees")
+_NAMES = ("fused", "attention", "linear", "layer", "vocab", "adjust", "sample", "logprobs", "ngram", "trees")
 SOURCES = tuple(Path(__file__).with_name(f"{name}_cpu.c") for name in _NAMES)
-HEADER = Path(__file__).with_name("math_cpu.h")
+HEADERS = tuple(Path(__file__).with_name(f"{name}_cpu.h") for name in ("math", "logits"))
 # nothing that reorders or contracts floating point: the bits are those the source spells out
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 WIDE = ("-mprefer-vector-width=512",)
@@ -39,6 +39,10 @@ _ARGUMENTS = {
     "linear_product": [_P] * 5 + [_N] * 3,
     "greedy": [_P, _P, _N, _N, _I],
     "best_of_rows": [_P] * 5 + [_N] * 4 + [_I],
+    "sample_rows": [_P] * 10 + [_N, _N, _N, _I],
+    "gumbel_ids": [_P] * 4 + [_N, _N],
+    "log_probabilities": [_P] * 6 + [_N] * 3 + [_I],
+    "adjust_rows": [_P] * 11 + [_N] * 3 + [_I],
     "ngram": [_P] * 5 + [_N] * 3 + [_P] * 3,
     "block_tree": [_P] * 3 + [_N] * 5 + [_P] * 3,
     "accept_rows": [_P] * 12 + [_N] * 6,
@@ -65,7 +69,7 @@ def load_fused() -> ctypes.CDLL | None:
 
 
 def _load(compiler: str, version: str, threads: tuple[str, ...]) -> ctypes.CDLL | None:
-    text = [path.read_text() for path in (*SOURCES, HEADER)]
+    text = [path.read_text() for path in (*SOURCES, *HEADERS)]
     key = "|".join((*text, *FLAGS, *WIDE, *threads, version, _processor()))
     name = f"fused-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     path = Path(os.environ.get("REDRAFT_CACHE") or Path.home() / ".cache" / "redraft") / "kernels" / name

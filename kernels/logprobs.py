@@ -5,7 +5,8 @@ on every device: weights are exp(z - max z) in units of 2⁻⁴⁰ whose integer
 written-out polynomial (filters.py, noise.py).  What the truncation loses is below fp32's own rounding.  Ties among the
 likeliest go to the lowest id; a NaN counts as −∞.
 
-Plain torch on every device: few rows ask for it, and it is a reduction and a selection over the vocabulary.
+Compiled on a CPU where there is a compiler (logprobs_cpu.c), else plain torch on every device: few rows ask for it, and
+it is a reduction and a selection over the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from redraft.kernels.filters import FP32_MAX, scale_logits, softmax_weight, sort_key
 from redraft.kernels.noise import log_fp32
+from redraft.kernels.vocab_cpu import MOST, is_compiled_for, scores_of_rows
 
 CHUNK = 32
 """Rows at a time, which bounds the memory for int64 keys and weights of whole vocabularies."""
@@ -38,6 +40,8 @@ class Logprobs:
 
 def logprobs(logits: Tensor, choice: Tensor, top: int) -> Logprobs:
     """``logits`` [N, V] fp32 or bf16, ``choice`` [N] int64, ``top`` = K ≥ 0, at most V."""
+    if top <= MOST and is_compiled_for(logits):
+        return Logprobs(*scores_of_rows(logits, choice, top))
     parts = [
         _of_chunk(logits[start : start + CHUNK], choice[start : start + CHUNK], top)
         for start in range(0, max(len(logits), 1), CHUNK)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 
 from redraft.kernels.triton_support import CompileCase, check_tensor, jit, tl, use_triton
+from redraft.kernels.vocab_cpu import noise_of_ids
 
 LOWEST, HIGHEST = -2.82, 22.19
 """Bounds of ``g``: u = 1 − 2⁻²⁴ gives −log(24·log 2) = −2.8116, u = 2⁻³² gives 32·log 2 = 22.1807."""
@@ -159,7 +160,10 @@ def gumbel_kernel(seed: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> tor
 
 def gumbel(seed: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Noise ``[R, N]`` fp32 of ``seed [R]``, index of the token produced ``t [R]``, token ids ``[R, N]``, all int64."""
-    return gumbel_kernel(seed, t, ids) if use_triton(seed, t, ids) else gumbel_twin(seed, t, ids)
+    if use_triton(seed, t, ids):
+        return gumbel_kernel(seed, t, ids)
+    compiled = noise_of_ids(seed, t, ids)
+    return gumbel_twin(seed, t, ids) if compiled is None else compiled
 
 
 COMPILE_CASES = (

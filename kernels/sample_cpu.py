@@ -1,5 +1,7 @@
 """Sampling on a CPU as one op of fixed output shape: reads only what can win, and picks exactly what the twin picks.
 
+Compiled where there is a C compiler (sample_cpu.c).  What follows is torch's way, for where there is none.
+
 Greedy rows: a float above zero orders as its bits do, and torch reduces integers several times as fast as bf16.
 
 Sampled rows: noise lies in [LOWEST, HIGHEST], so a token further than HIGHEST − LOWEST below the row's maximum cannot
@@ -29,7 +31,7 @@ from redraft.kernels.filters import (
     sort_key,
 )
 from redraft.kernels.noise import HIGHEST, LOWEST, gumbel_of_uniform, philox_words, uniform_of_word
-from redraft.kernels.vocab_cpu import greedy, is_compiled_for
+from redraft.kernels.vocab_cpu import greedy, is_compiled_for, sampled_rows
 
 _WORD = 0xFFFFFFFF
 _FEW = 4096
@@ -173,6 +175,8 @@ def sample_cpu(
     filtered: bool,
 ) -> torch.Tensor:
     """``redraft.kernels.sample.sample`` with the table's tensors spelled out: choice ``[R]`` int64."""
+    if sampled and is_compiled_for(logits):
+        return sampled_rows(logits, row_slot, row_position, temperature, top_p, min_p, top_k, seed, filtered)
     logits = logits.contiguous()
     row_temperature = temperature[row_slot]
     is_hot = row_temperature >= MIN_TEMPERATURE

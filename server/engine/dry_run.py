@@ -12,14 +12,15 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from redraft.drafts.base import Drafter
 from redraft.kernels.attention import MakeAttention
+from redraft.kernels.rows import Rows
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
 from redraft.server.engine.rows_plan import RECORDED, row_bucket
-from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.types import MAX_LOGPROBS, RedraftError
@@ -56,7 +57,7 @@ def workspace(
         state.prefill.write(chunks, plan.prefill)
         parts = state, target, drafter, plan, make_attention
         if plan.rows:
-            run_round(*parts, None, chunks)
+            run_round(*parts, Anything(), chunks)
         else:
             run_prefill(*parts, chunks)
 
@@ -83,6 +84,16 @@ def workspace(
         ) from None
 
 
+class Anything:
+    """Grammars that allow every token (``parts.Allow``)."""
+
+    def see(self, rows: Rows) -> None:
+        """Look at nothing."""
+
+    def write(self, allowed: Tensor, left_out: Tensor) -> None:
+        """Leave it at that."""
+
+
 def round_plans(state: DeviceState, drafter: Drafter, most_rows: int, beside: int) -> Iterator[Plan]:
     """The largest round, of all slots, and the largest beside prefill, of all but one; all ask for everything.
 
@@ -99,9 +110,11 @@ def round_plans(state: DeviceState, drafter: Drafter, most_rows: int, beside: in
             sampled=True,
             filtered=True,
             stages=Stages(penalised=True, biased=True, minimum=True),
-            asked=Asked(tuple(range(requests)), (MAX_LOGPROBS,) * requests),
+            scored=requests,
+            tops=MAX_LOGPROBS,
             capped=True,
             forced=forced > 0,
+            guided=True,
         )
         if requests == state.slots:
             yield alone
@@ -130,7 +143,9 @@ def _begin(state: DeviceState, active: int) -> None:
     pages = state.page_table
     pages.copy_(torch.arange(pages.numel(), device=state.device).view_as(pages) % PAGES)
     state.adjusting.reserve()
+    state.masks.reserve()
     state.length[:-1], state.limit[:-1] = LENGTH, state.positions
+    state.set_asked(range(active))
     state.active[:] = torch.arange(state.slots + 1, device=state.device) < active
     state.most_nodes.fill_(state.positions)
     state.sampling.temperature.fill_(1.0)

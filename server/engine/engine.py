@@ -21,14 +21,15 @@ from redraft.server.engine.grammar import Grammars
 from redraft.server.engine.graphs import Graphs
 from redraft.server.engine.guiding import TreeMasks, force, is_guided, obeyed
 from redraft.server.engine.pace import Pace, Pacer
-from redraft.server.engine.planning import is_scored, make_plan
+from redraft.server.engine.parts import Parts, complete
+from redraft.server.engine.planning import make_plan
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.progress import say
 from redraft.server.engine.readback import Outcome, PendingRound, Stopwatch, read_back
 from redraft.server.engine.recording import MakeRecorder
-from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
+from redraft.server.engine.round import Plan, Ran, round_parts, run_prefill
 from redraft.server.engine.scheduler import PrefillChunk, Scheduler
-from redraft.server.engine.scores import PromptScores, scored_prompt
+from redraft.server.engine.scores import Asked, PromptScores, scored_prompt
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
@@ -204,25 +205,25 @@ class Engine:
         if len(decoding) > 1 and pace.drafting:
             acceptance = self.pacer.acceptance
             self.state.set_trust({s.running_slot: acceptance.trust(s.request.request_id) for s in decoding})
+        if plan.scored:
+            self.state.set_asked(Asked.by(decoding).slots)
         count, start = sum(chunk.count for chunk in chunks), chunks[0].start if chunks else 0
         work = self.pacer.work(decoding, plan.rows + plan.prefill, pace.drafting, count, start)
         watch = Stopwatch(self.state.device)
-        masks = TreeMasks(decoding, self.grammars.words) if guided else None
-        by_op = guided or is_scored(chunks)
-        (ran, scores), usual = (self._run(plan, masks, chunks), True) if by_op else self.graphs(plan)
+        masks = TreeMasks(decoding) if guided else None
+        passed = (complete(self._run(plan, chunks), masks), True) if plan.by_op else self.graphs(plan, masks)
+        (ran, scores), usual = passed
         watch.stop()
         if ran is not None:
             self.pending.append(read_back(decoding, work, watch if usual else None, ran, masks, pace.plain))
         return scores
 
-    def _run(
-        self, plan: Plan, masks: TreeMasks | None = None, chunks: Many[Chunk] = ()
-    ) -> tuple[Ran | None, Many[Logprobs | None]]:
+    def _run(self, plan: Plan, chunks: Many[Chunk] = ()) -> Parts[tuple[Ran | None, Many[Logprobs | None]]]:
         """A pass, op by op: what came of the round, if anybody decodes, and scores of ``chunks``."""
         parts = self.state, self.target, self.drafter, plan, self.make_attention
         if not plan.rows:
             return None, run_prefill(*parts, chunks)
-        ran = run_round(*parts, masks, chunks)
+        ran = yield from round_parts(*parts, chunks)
         return ran, ran.prompts
 
     def _collect(self, pending: PendingRound) -> list[RoundOutput]:

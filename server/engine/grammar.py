@@ -39,11 +39,6 @@ class Grammars:
         with suppress(RedraftError, ImportError):
             self._tokenizer  # noqa: B018 (kept where it was first asked for)
 
-    @property
-    def words(self) -> int:
-        """Words of a mask, 32 tokens each."""
-        return -(-self.vocab_size // 32)
-
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
         if not self.path.is_file():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from redraft.kernels.rows import Rows
-from redraft.server.engine.grammar import EVERY_TOKEN, Matcher
+from redraft.server.engine.grammar import Matcher
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.types import RedraftError
@@ -39,49 +39,41 @@ def force(state: DeviceState, decoding: Many[Sequence], allowed: Callable[[Seque
     ``allowed``: most nodes that a request may have verified in a round; where that is what the draft proposes,
     ``proposed``, what is forced comes on top.
     """
-    table, width = torch.full(state.forced.shape, -1), state.forced.shape[1]
+    table, width = dict[int, list[int]](), state.forced.shape[1]
     for sequence in decoding:
         matcher, most = sequence.matcher, allowed(sequence)
         most = width if most == proposed > 0 else min(width, most)
         tokens = [] if matcher is None else matcher.forced(most)
         sequence.forced = len(tokens)
-        table[sequence.running_slot, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        table[sequence.running_slot] = tokens
     count = sum(sequence.forced for sequence in decoding)
     if count:
-        state.forced.copy_(table, non_blocking=True)
+        state.set_forced(table)
     return count
 
 
 class TreeMasks:
-    """The masks of one round; ``see`` before the target's pass, ``masks`` after it was launched."""
+    """The masks of one round (``parts.Allow``)."""
 
-    def __init__(self, decoding: Many[Sequence], words: int) -> None:
-        """``words``: of a mask, 32 tokens each."""
+    def __init__(self, decoding: Many[Sequence]) -> None:
         self.matchers: Mapping[int, Matcher] = {s.running_slot: s.matcher for s in decoding if s.matcher is not None}
-        self.words = words
         self.failures: dict[int, str] = {}
         """By slot, why a request cannot go on; its rows get any tokens."""
-        self._left_out: list[int] = []
 
     def see(self, rows: Rows) -> None:
-        """Start copying the R rows to the host."""
-        self.device = rows.token.device
-        tensors = (rows.token, rows.slot, rows.parent)
-        self.copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        """Start copying the rows to the host."""
+        self.copies = [tensor.to("cpu", non_blocking=True) for tensor in (rows.token, rows.slot, rows.parent)]
         self.ready = None
-        if self.device.type == "cuda":
+        if rows.token.is_cuda:
             self.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.ready.record()
 
-    def masks(self) -> Tensor:
-        """[R, words] int32, a bit for every token that may follow a row; all of them for rows without a grammar."""
+    def write(self, allowed: Tensor, left_out: Tensor) -> None:
+        """Wait for the copies and walk every request's tree; what rows without a grammar allow stays as it is."""
         if self.ready is not None:
             self.ready.synchronize()
         token, slot, parent = (copy.tolist() for copy in self.copies)
-        # pinned, or the host would wait until the GPU has come as far as the copy
-        pinned, shape = self.device.type == "cuda", (len(token), self.words)
-        on_host = torch.full(shape, EVERY_TOKEN, dtype=torch.int32, pin_memory=pinned)
-        masks = on_host.numpy()
+        masks, not_accepted = allowed.numpy(), left_out.numpy()
         of_slot: dict[int, list[int]] = {number: [] for number in self.matchers}
         for row, number in enumerate(slot):
             if number in of_slot:
@@ -93,19 +85,10 @@ class TreeMasks:
                 own = slice(rows[0], rows[-1] + 1)
                 nodes = [above - rows[0] for above in parent[own]]
                 try:
-                    left_out = self.matchers[number].masks(token[own], nodes, masks[own], share)
-                    self._left_out += [rows[node] for node in left_out]
+                    missed = self.matchers[number].masks(token[own], nodes, masks[own], share)
+                    not_accepted[[rows[node] for node in missed]] = 1
                 except RedraftError as error:
                     self.failures[number] = str(error)
-        return on_host.to(self.device, non_blocking=True)
-
-    def left_out(self) -> Tensor | None:
-        """[R] bool, rows that must not be accepted, if any; known once ``masks`` is through."""
-        if not self._left_out:
-            return None
-        row = torch.zeros(len(self.copies[0]), dtype=torch.bool)
-        row[self._left_out] = True
-        return row.to(self.device, non_blocking=True)
 
 
 def obeyed(sequence: Sequence, tokens: Many[int], failures: Mapping[int, str]) -> tuple[int, str | None]:

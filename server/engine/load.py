@@ -87,7 +87,7 @@ def build_engine(config: EngineConfig, drafter: Drafter | None = None) -> Engine
         forced=forced,
     )
     make_recorder = cuda_recorder if device.type == "cuda" and config.cuda_graphs else None
-    recorded = rows_plan.recorded_rows(most_rows) if make_recorder else 0
+    recorded = rows_plan.recorded_rows(most_rows, spec.parameters) if make_recorder else 0
     with torch.inference_mode():
         weights = load_weights(folder, spec, device, dtype)
         positions = sizes.max_model_len + tree_rows

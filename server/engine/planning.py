@@ -32,12 +32,12 @@ def make_plan(
     """
     params = [sequence.request.params for sequence in decoding]
     asked = Asked.by(decoding)
-    # what has work for the host in it is launched op by op (graphs.py), and need not be of few kinds
-    by_op = is_guided(decoding) or bool(asked.slots) or is_scored(chunks)
+    # what is launched op by op need not be of few kinds
+    recorded = 0 if is_scored(chunks) else pacer.recorded
     rows, prefill = pass_sizes(
         max(len(decoding) + pace.nodes + forced, MIN_ROWS) if decoding else 0,
         sum(chunk.count for chunk in chunks),
-        0 if by_op else pacer.recorded,
+        recorded,
     )
     return Plan(
         rows=rows,
@@ -46,10 +46,13 @@ def make_plan(
         sampled=any(p.temperature > 0 for p in params),
         filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params),
         stages=Stages.of(decoding, eos),
-        asked=asked,
+        scored=len(asked.slots),
+        tops=max(asked.tops, default=0),
         drafting=pace.drafting,
         capped=any(pacer.allowed(sequence) < proposed for sequence in decoding),
         forced=forced > 0,
+        guided=is_guided(decoding),
+        by_op=bool(chunks) and rows + prefill > recorded,
         prefill=prefill,
         prefill_bound=max((chunk.start + chunk.count for chunk in chunks), default=0),
     )

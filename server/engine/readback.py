@@ -16,7 +16,7 @@ from redraft.server.engine.acceptance import Proposal
 from redraft.server.engine.costs import PlainCost, Work
 from redraft.server.engine.guiding import TreeMasks
 from redraft.server.engine.round import Ran
-from redraft.server.engine.scores import RoundScores
+from redraft.server.engine.scores import NOBODY, Asked, RoundScores
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.types import FinishReason, TokenLogprobs
 
@@ -75,6 +75,8 @@ class PendingRound:
     """Tokens, count, accepted, drafted, finish; with a draft, or who asks, also the trees' tokens, parents, scores."""
     ready: torch.cuda.Event | None
     scores: RoundScores | None = None
+    asked: Asked = NOBODY
+    """Whom the scores are of."""
     masks: TreeMasks | None = None
     """Of a round with grammars."""
     plain: PlainCost | None = None
@@ -90,7 +92,7 @@ class PendingRound:
         if self.ready is not None:
             self.ready.synchronize()
         tokens, count, accepted, drafted, finish, *tree = (tensor.tolist() for tensor in self.copies)
-        scores = {} if self.scores is None else self.scores.read()
+        scores = {} if self.scores is None else self.scores.read(self.asked)
         found = []
         here = set(map(id, running))
         for sequence, slot in self.slots:
@@ -151,10 +153,11 @@ def read_back(
     if work.drafting or any(sequence.request.show_tree for sequence in sequences):
         tensors += (tree.token, tree.parent, tree.score)
     slots = tuple((sequence, sequence.running_slot) for sequence in sequences)
+    asked = NOBODY if scores is None else Asked.by(sequences)
     if not committed.count.is_cuda:
-        return PendingRound(slots, work, watch, tensors, None, scores, masks, plain)
+        return PendingRound(slots, work, watch, tensors, None, scores, asked, masks, plain)
     copies = copied(tensors)
     scores = None if scores is None else scores.copied()
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return PendingRound(slots, work, watch, copies, event, scores, masks, plain)
+    return PendingRound(slots, work, watch, copies, event, scores, asked, masks, plain)

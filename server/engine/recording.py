@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
+
+from redraft.server.engine.parts import Between, Parts
 
 T = TypeVar("T")
 
@@ -64,6 +67,33 @@ def recorded(record: Recorder, run: Callable[[], T]) -> Callable[[], T]:
                 if code not in ABOUT_RECORDING:
                     raise one from None
         raise RecordingError(str(error).partition("\n")[0]) from error
+
+
+def recorded_parts(record: Recorder, begin: Callable[[], Parts[T]], count: int) -> Callable[[], Parts[T]]:
+    """The ``count`` parts of what ``begin`` begins, each recorded by itself; raises what ``recorded`` raises.
+
+    What a part leaves to a later one stays where it is only until another recording is launched: whoever begins what
+    this returns goes through with it first.
+    """
+    running: Parts[T]
+
+    def part(number: int) -> Between | T:
+        nonlocal running
+        if number == 0:
+            running = begin()
+        try:
+            return next(running)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+    launches: list[Callable[[], Any]] = [recorded(record, partial(part, number)) for number in range(count)]
+
+    def replay() -> Parts[T]:
+        for launch in launches[:-1]:
+            yield launch()
+        return cast(T, launches[-1]())
+
+    return replay
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,15 +1,15 @@
 """The round: draft, verify, accept, commit, as one function over preallocated tensors.
 
 No value on the host depends on a token of the round, so on a GPU it can be captured as a graph; tests run it under
-FakeTensorMode, where an op that looks at data fails.  Plain decoding is the same function with empty trees, and rows of
-prefill go along in the same pass.
+FakeTensorMode, where an op that looks at data fails.  Only grammars look at the tree on the host, between the parts of
+their rounds.  Plain decoding is the same function with empty trees, and rows of prefill go along in the same pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,26 +27,14 @@ from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample
 from redraft.server.engine.adjusting import NOTHING, Stages
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.parts import Allow, Parts, complete
 from redraft.server.engine.prefill_rows import join, prefill_rows
 from redraft.server.engine.prefill_table import Chunk
-from redraft.server.engine.scores import NOBODY, Asked, RoundScores, prompt_scores, round_scores
+from redraft.server.engine.scores import RoundScores, prompt_scores, round_scores
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 
 PLAIN = NoDrafter()
-
-
-class Allow(Protocol):
-    """What grammars allow in a round; may read the rows' tokens, and must depend on each row's path alone."""
-
-    def see(self, rows: Rows) -> None:
-        """The round's R rows are these; called before the target's pass is launched."""
-
-    def masks(self) -> Tensor:
-        """[R, ceil(V / 32)] int32 on the rows' device (kernels/adjust.py); called after the pass was launched."""
-
-    def left_out(self) -> Tensor | None:
-        """[R] bool, nodes that must not be accepted; called after ``masks``.  None for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +53,29 @@ class Plan:
     """Some request uses top_k, top_p or min_p."""
     stages: Stages = NOTHING
     """What is asked of the logits before temperature, and of the end."""
-    asked: Asked = NOBODY
-    """Who wants log-probabilities."""
+    scored: int = 0
+    """Log-probabilities are told of the first so many slots of ``state.asked``."""
+    tops: int = 0
+    """They name so many of the likeliest tokens, at most."""
     drafting: bool = True
     """False leaves the draft out: every tree is its root."""
     capped: bool = False
     """Some request may have fewer nodes than a draft proposes."""
     forced: bool = False
     """A grammar leaves some request no choice for a while (``state.forced``)."""
+    guided: bool = False
+    """Some request has a grammar, which the host asks halfway (``state.masks``)."""
+    by_op: bool = False
+    """Launched op by op: its shapes are a prompt's, or it is too large to be padded to few sizes."""
     prefill: int = 0
     """Rows of prefill in the same pass, padding included; ``DeviceState.prefill`` says which they are."""
     prefill_bound: int = 0
     """All of them lie before this position."""
+
+    @property
+    def parts(self) -> int:
+        """A guided round is cut where the host looks at the tree, and where what its grammars say of it is needed."""
+        return 3 if self.guided else 1
 
 
 class Ran(NamedTuple):
@@ -88,7 +87,57 @@ class Ran(NamedTuple):
     scores: RoundScores | None = None
     """For those who asked."""
     prompts: Many[Logprobs | None] = ()
-    """By chunk that ``run_round`` was told of, of the token behind each of its rows; None where nobody asked."""
+    """By chunk that the round was told of, of the token behind each of its rows; None where nobody asked."""
+
+
+def round_parts(
+    state: DeviceState,
+    target: Target,
+    drafter: Drafter,
+    plan: Plan,
+    make_attention: MakeAttention,
+    chunks: Many[Chunk] = (),
+) -> Parts[Ran]:
+    """One round for all active slots, whole or in ``plan.parts``; ``state`` is advanced in place.
+
+    ``chunks``: what is prefilled, where some of it is to be scored.
+    """
+    bounds = Bounds(plan.context_bound, plan.requests, plan.sampled)
+    tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
+    if plan.forced:
+        tree = with_forced(tree, state.forced)
+    if not plan.prefill:
+        make_attention = of_requests(make_attention, plan.requests)
+    score = _weighed(state, tree, plan)
+    rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
+    if plan.guided:
+        yield lambda allow: allow.see(rows)
+
+    every, bound = rows, plan.context_bound + tree.token.shape[1]
+    if plan.prefill:
+        every = join(rows, prefill_rows(state, plan.prefill))
+        bound = max(bound, plan.prefill_bound)
+    hidden = forward_rows(state, target, drafter, every, bound, make_attention)
+    logits = target.logits(hidden[: plan.rows])
+    if plan.guided:
+        yield lambda allow: state.masks.write(plan.rows, allow.write)
+
+    allowed, verified = None, rows
+    if plan.guided:
+        allowed, left_out = state.masks.read(plan.rows)
+        # those have a token that is nobody's choice
+        verified = replace(rows, token=rows.token.masked_fill(left_out != 0, -1))
+    adjusting = state.adjusting
+    z = adjusting.adjusted(logits, rows, plan.stages, allowed)
+    choice = sample(z, rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered)
+    ends = adjusting.ends[:, : plan.stages.ends]
+    committed = accept(verified, choice, state.tokens, state.length, state.limit, state.active, ends)
+    adjusting.committed(committed, plan.stages)
+    for kv in (state.kv, state.draft_kv):
+        if kv.shape[0] and tree.token.shape[1] > 1:
+            compact_kv(kv, state.page_table, rows, committed, PAGE)
+    scores = round_scores(logits, choice, committed, state.asked[: plan.scored], plan.tops) if plan.scored else None
+    return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], chunks))
 
 
 def run_round(
@@ -100,42 +149,8 @@ def run_round(
     allow: Allow | None = None,
     chunks: Many[Chunk] = (),
 ) -> Ran:
-    """Run one round for all active slots; ``state`` is advanced in place.
-
-    ``allow``: given where some request has a grammar.  ``chunks``: what is prefilled, where some of it is to be scored.
-    """
-    bounds = Bounds(plan.context_bound, plan.requests, plan.sampled)
-    tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
-    if plan.forced:
-        tree = with_forced(tree, state.forced)
-    if not plan.prefill:
-        make_attention = of_requests(make_attention, plan.requests)
-    score = _weighed(state, tree, plan)
-    rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
-    every, bound = rows, plan.context_bound + tree.token.shape[1]
-    if plan.prefill:
-        every = join(rows, prefill_rows(state, plan.prefill))
-        bound = max(bound, plan.prefill_bound)
-    if allow is not None:
-        allow.see(rows)
-    hidden = forward_rows(state, target, drafter, every, bound, make_attention)
-    logits, adjusting = target.logits(hidden[: plan.rows]), state.adjusting
-    z = adjusting.adjusted(logits, rows, plan.stages, None if allow is None else allow.masks())
-    choice = sample(z, rows.slot, rows.position, state.sampling, sampled=plan.sampled, filtered=plan.filtered)
-    ends = adjusting.ends[:, : plan.stages.ends]
-    verified = rows if allow is None else _without(rows, allow.left_out())
-    committed = accept(verified, choice, state.tokens, state.length, state.limit, state.active, ends)
-    adjusting.committed(committed, plan.stages)
-    for kv in (state.kv, state.draft_kv):
-        if kv.shape[0] and tree.token.shape[1] > 1:
-            compact_kv(kv, state.page_table, rows, committed, PAGE)
-    scores = round_scores(logits, choice, committed, plan.asked) if plan.asked.slots else None
-    return Ran(committed, tree, scores, prompt_scores(state, target, hidden[plan.rows :], chunks))
-
-
-def _without(rows: Rows, left_out: Tensor | None) -> Rows:
-    """``rows`` of which those ``left_out`` have a token that is nobody's choice."""
-    return rows if left_out is None else replace(rows, token=rows.token.masked_fill(left_out, -1))
+    """``round_parts``, op by op to the end; ``allow``: of a guided round."""
+    return complete(round_parts(state, target, drafter, plan, make_attention, chunks), allow)
 
 
 def run_prefill(

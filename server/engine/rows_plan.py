@@ -7,12 +7,14 @@ STEP = 128
 BUCKETS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 384, 512)
 MIN_ROWS = BUCKETS[0]
 """At least ``kernels.linear.MIN_ROWS`` (checked where both are known); 4 rows were faster than 2 (docs/log.md)."""
-RECORDED = (16, 32, 64, 128, 192, 256, 384, 512)
+RECORDED = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Sizes of recorded passes with prefill, and of what they verify: fewer, since the two come in all combinations.  Up to
 128 rows a GPU reads weights for about as long as it computes, and 16 are what its smallest product has anyway."""
-MOST_RECORDED = RECORDED[-1]
-"""Larger passes with prefill are not recorded.  Of a target of some billion weights they keep a GPU busy for longer
-than launching them op by op takes, and padding them to few sizes would cost more than that."""
+ALWAYS_RECORDED = 512
+"""Rows up to which passes with prefill are recorded, whatever the target."""
+LAUNCHING, ARITHMETIC = 4e-3, 4e14
+"""Seconds that launching a pass op by op takes, and operations of a GPU in one: where a pass keeps it busy for longer,
+recording gains nothing, and padding to few sizes costs.  Both are reckoned, not measured."""
 
 
 def row_bucket(rows: int) -> int:
@@ -26,9 +28,23 @@ def prefill_room(most_rows: int) -> int:
     return row_bucket(most_rows) + STEP
 
 
-def recorded_rows(most_rows: int) -> int:
-    """Rows of the largest pass with prefill that may be recorded where passes have at most ``most_rows``."""
-    return min(row_bucket(most_rows), MOST_RECORDED)
+def round_room(trees: int, prefill: int, forced: int) -> int:
+    """Most rows that a round verifies, padding included, where all trees together have at most ``trees`` nodes.
+
+    ``prefill``: what ``prefill_room`` says, 0 where a pass has no bound but that; ``forced``: nodes of grammars on top.
+    """
+    # nodes that are tried for nothing fill the padding (pace.py)
+    most = min(trees + STEP, prefill + forced) if prefill else trees + STEP
+    return max(row_bucket(most), _recorded(most))
+
+
+def recorded_rows(most_rows: int, weights: int) -> int:
+    """Rows of the largest pass with prefill that is recorded.
+
+    ``most_rows``: of any pass; ``weights``: of the target.
+    """
+    worth = LAUNCHING * ARITHMETIC / (2 * weights)
+    return min(row_bucket(most_rows), max(size for size in RECORDED if size <= max(worth, ALWAYS_RECORDED)))
 
 
 def pass_sizes(rows: int, prefill: int, recorded: int = 0) -> tuple[int, int]:

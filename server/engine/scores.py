@@ -42,20 +42,20 @@ NOBODY = Asked()
 class RoundScores:
     """Scores of what a round committed for the slots that asked, on the device or copied to the host."""
 
-    asked: Asked
     scores: Logprobs
     """Of N rows."""
     index: Tensor
-    """[A, W] which of the N rows the committed token j of each slot that asked came from; anything beyond its count."""
+    """[A, W] which of the N rows the committed token j of each slot came from; anything beyond its count.  Those that
+    asked come first, in order."""
 
     def copied(self) -> RoundScores:
         """To the host, without waiting."""
-        return RoundScores(self.asked, _on_host(self.scores), self.index.to("cpu", non_blocking=True))
+        return RoundScores(_on_host(self.scores), self.index.to("cpu", non_blocking=True))
 
-    def read(self) -> dict[int, list[TokenLogprobs]]:
-        """By slot, token by token; beyond a slot's count anything."""
+    def read(self, asked: Asked) -> dict[int, list[TokenLogprobs]]:
+        """By slot, token by token; beyond a slot's count anything.  ``asked``: of this round."""
         columns = [part.tolist() for part in _parts(self.scores)]
-        each = zip(self.asked.slots, self.asked.tops, self.index.tolist(), strict=True)
+        each = zip(asked.slots, asked.tops, self.index[: len(asked.slots)].tolist(), strict=True)
         return {slot: [_entry(columns, row, top) for row in rows] for slot, top, rows in each}
 
 
@@ -87,18 +87,20 @@ class PromptScores:
         return tuple(entries[position] for position in sorted(entries))
 
 
-def round_scores(logits: Tensor, choice: Tensor, committed: Committed, asked: Asked) -> RoundScores:
-    """Scores of the rows along the accepted paths of those who asked, or of all ``[R, V]`` rows where these are fewer.
+def round_scores(logits: Tensor, choice: Tensor, committed: Committed, slots: Tensor, top: int) -> RoundScores:
+    """Scores of the rows along the accepted paths of ``slots`` [A], or of all ``[R, V]`` rows where these are fewer.
 
-    The rows' values are the same either way, and what is computed has a shape that the host knows.
+    Each names the ``top`` likeliest tokens.  The rows' values are the same either way and whatever ``top``, and what is
+    computed has a shape that the host knows.  ``slots`` were written before the round: to make a tensor of them now
+    would be to wait for all that was launched (staging.py).
     """
-    path = committed.path_row[torch.tensor(asked.slots, device=logits.device)].clamp_(min=0)
-    top = min(max(asked.tops), logits.shape[1])
+    path = committed.path_row[slots].clamp_(min=0)
+    top = min(top, logits.shape[1])
     if path.numel() > logits.shape[0]:
-        return RoundScores(asked, logprobs(logits, choice, top), path)
+        return RoundScores(logprobs(logits, choice, top), path)
     row = path.flatten()
     index = torch.arange(row.shape[0], device=logits.device).view(path.shape)
-    return RoundScores(asked, logprobs(logits[row], choice[row], top), index)
+    return RoundScores(logprobs(logits[row], choice[row], top), index)
 
 
 def prompt_scores(state: DeviceState, target: Target, hidden: Tensor, chunks: Many[Chunk]) -> list[Logprobs | None]:

@@ -7,6 +7,7 @@ limits, parameters, pages, what to prefill); what rounds commit stays on the dev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Many
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from redraft.drafts.base import NO_CONTEXT, Context, DraftState
 from redraft.kernels.sample import SamplingTable
 from redraft.server.engine.adjusting import Adjusting
 from redraft.server.engine.config import PAGE
+from redraft.server.engine.mask_table import MaskTable
 from redraft.server.engine.prefill_table import PrefillTable
+from redraft.server.engine.rows_plan import round_room
 from redraft.server.engine.sequence import Sequence
 from redraft.server.engine.staging import staged
 from redraft.server.engine.target.spec import TargetSpec
@@ -67,8 +70,12 @@ class DeviceState:
         """[S+1] most drafted nodes that a request may have verified in a round."""
         self.trust = table(torch.float32)
         """[S+1] what a draft's scores are multiplied with, so that those of several requests can be compared."""
+        self.asked = torch.full((slots + 1,), slots, device=device)
+        """[S+1] int64, the slots that want log-probabilities of the next round, first; behind them the trash slot."""
         self.forced = torch.full((slots + 1, forced), -1, device=device)
         """[S+1, F] int64 tokens about which a grammar leaves no choice, -1 behind them."""
+        self.masks = MaskTable(round_room(slots * tree_rows, prefill, slots * forced), spec.vocab, device)
+        """What grammars allow after the round's rows; written while the target's pass runs."""
         self.prefill = PrefillTable(slots, prefill, device)
         """What the next pass prefills."""
         self.eos = tuple(token for token in spec.eos_token_ids if 0 <= token < spec.vocab)
@@ -105,6 +112,8 @@ class DeviceState:
         self.sampling.top_k[slot] = params.top_k
         self.sampling.seed[slot] = signed64(params.seed)
         self.adjusting.admit(sequence, self.eos)
+        if sequence.matcher is not None:
+            self.masks.reserve()
         self.most_nodes[slot] = nodes
         self.trust[slot] = 1.0
         self.give_pages(sequence, sequence.computed // PAGE)
@@ -124,6 +133,18 @@ class DeviceState:
         """What drafts' scores are multiplied with, by slot; in others 1."""
         values = [trust.get(slot, 1.0) for slot in range(self.slots + 1)]
         self.trust.copy_(staged(values, torch.float32, self.device), non_blocking=True)
+
+    def set_asked(self, slots: Many[int]) -> None:
+        """Who wants log-probabilities of the next round."""
+        values = [*slots, *[self.slots] * (self.slots + 1 - len(slots))]
+        self.asked.copy_(staged(values, torch.int64, self.device), non_blocking=True)
+
+    def set_forced(self, tokens: Mapping[int, Many[int]]) -> None:
+        """What grammars leave no choice about in the next round, by slot."""
+        width = self.forced.shape[1]
+        each = (tokens.get(slot, ()) for slot in range(self.slots + 1))
+        values = [token for own in each for token in (*own, *[-1] * (width - len(own)))]
+        self.forced.view(-1).copy_(staged(values, torch.int64, self.device), non_blocking=True)
 
     def activate(self, slot: int) -> None:
         self.active[slot] = True

@@ -34,6 +34,7 @@ class XmlCalls(CallParser):
         super().__init__(tools, most=most)
         self._properties: Mapping[str, Any] = {}
         self._filled = False
+        self._pieces: list[str] = []
 
     def _opening(self) -> bool:
         rest = self._rest()
@@ -59,17 +60,28 @@ class XmlCalls(CallParser):
             # a call that lacks its end
             return self._close(self._held)
         if rest.startswith(PARAMETER):
-            head, found, behind = rest[len(PARAMETER) :].partition(PARAMETER_END)
-            if not found:
-                return False
-            name, _, value = head.partition(">")
-            self._parameter(name, value)
-            self._held = behind
+            self._held = rest[len(PARAMETER) :]
+            self._state = self._value
             return True
         if any(tag.startswith(rest) and tag != rest for tag in (PARAMETER, FUNCTION_END)):
             return False
         # anything else than the end is text behind a call that lacks its end
         return self._close(rest.removeprefix(FUNCTION_END))
+
+    def _value(self) -> bool:
+        """Inside a parameter's tags.  What has been looked at is put aside: a value may be a long file."""
+        head, found, behind = self._held.partition(PARAMETER_END)
+        if not found:
+            cut = max(len(self._held) - len(PARAMETER_END) + 1, 0)
+            self._pieces.append(self._held[:cut])
+            self._held = self._held[cut:]
+            return False
+        name, _, value = "".join((*self._pieces, head)).partition(">")
+        self._pieces.clear()
+        self._parameter(name, value)
+        self._held = behind
+        self._state = self._parameters
+        return True
 
     def _close(self, behind: str) -> bool:
         """The call is complete, whatever ``behind`` is."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from redraft.benchmarks.dependent_checks import REPLAYS, dependent_checks, early_pass
+from redraft.benchmarks.shape_target import random_weights
 from redraft.benchmarks.shapes import TINY
-from redraft.benchmarks.step_speed import random_weights
 from redraft.kernels import dependent_launch
 from redraft.kernels.dependent_launch import allow, launch_options
 from redraft.server.engine.target.decoder import Target

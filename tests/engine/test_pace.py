@@ -179,7 +179,7 @@ GPU = CostTable(
 @pytest.mark.parametrize("requests", [1, 4, 16])
 def test_where_passes_are_recorded_prefill_fills_their_sizes(speculation: str, requests: int) -> None:
     """And steps become no longer than otherwise: the pacer knows how they will be padded."""
-    paced = Pacer(2048, WIDTH, speculation, Costs(GPU), recorded_rows(2048))
+    paced = Pacer(2048, WIDTH, speculation, Costs(GPU), recorded_rows(2048, 135_000_000))
     streams = [sequence(str(n)) for n in range(requests)]
     for one in streams:
         for _ in range(30):

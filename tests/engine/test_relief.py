@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from inspect import isgeneratorfunction
 from itertools import count
 from typing import Any
 
@@ -88,7 +89,16 @@ def breaking(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Calla
             raise SHORT
         return result
 
-    monkeypatch.setattr(owner, name, broken)
+    def broken_parts(*args: Any) -> Any:
+        """Of a round, whose parts are run one by one."""
+        if not after and when():
+            raise SHORT
+        result = yield from real(*args)
+        if after and when():
+            raise SHORT
+        return result
+
+    monkeypatch.setattr(owner, name, broken_parts if isgeneratorfunction(real) else broken)
 
 
 PLACES = pytest.mark.parametrize(
@@ -100,7 +110,7 @@ def owner_of(engine: Engine, place: str) -> tuple[Any, str]:
     owners = {
         "propose": (engine.drafter, "propose"),
         "forward": (engine.target, "forward"),
-        "round": (engine_module, "run_round"),
+        "round": (engine_module, "round_parts"),
     }
     return owners[place]
 
@@ -143,7 +153,7 @@ def test_one_pass_that_fails_costs_nobody_anything(engine, alone, monkeypatch):
             return len(engine.scheduler.running) == 2 and next(passes) == number
 
         with monkeypatch.context() as patch:
-            breaking(patch, engine_module, "run_round", fails, after=failing % 2 == 0)
+            breaking(patch, engine_module, "round_parts", fails, after=failing % 2 == 0)
             found = run(engine, [short, long])
         assert tokens(found["0"]) == alone["0"][:6], failing
         assert tokens(found["1"]) == alone["1"], failing

@@ -27,7 +27,6 @@ from redraft.kernels.tree_attention import TwinAttention
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
-from redraft.server.engine.scores import Asked
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import TargetSpec, read_spec
@@ -153,44 +152,39 @@ def test_no_value_on_the_host_depends_on_a_token(
     assert committed.count.shape == (3,)
 
 
-@pytest.mark.parametrize(("slots", "rows"), [((1,), 8), ((0, 1), 8)])
-def test_scores_look_at_no_data(slots: tuple[int, ...], rows: int, random_target: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("scored", [1, 2])
+def test_scores_look_at_no_data(scored: int, random_target: Callable[[str], Path]) -> None:
     """Of the accepted paths, or of all rows where those are fewer."""
-    plan = dataclasses.replace(PLAN, asked=Asked(slots, (4, 2)[: len(slots)]))
+    plan = dataclasses.replace(PLAN, scored=scored, tops=4)
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(random_target("llama"), "ngram", 7)
         scores = run_round(state, target, drafter, plan, block_attention).scores
     assert scores is not None
-    assert scores.scores.value.shape == (rows, 4)
-    assert scores.index.shape == (len(slots), 8)
+    assert scores.scores.value.shape == (8, 4)
+    assert scores.index.shape == (scored, 8)
 
 
 class AllMasked:
     """A grammar that allows nothing."""
 
-    def __init__(self, vocab: int) -> None:
-        self.words = -(-vocab // 32)
-
     def see(self, rows: Rows) -> None:
         self.rows = len(rows.token)
 
-    def masks(self) -> torch.Tensor:
-        return torch.zeros(self.rows, self.words, dtype=torch.int32)
-
-    def left_out(self) -> torch.Tensor:
-        return torch.ones(self.rows, dtype=torch.bool)
+    def write(self, allowed: torch.Tensor, left_out: torch.Tensor) -> None:
+        assert (len(allowed), left_out.shape) == (self.rows, (self.rows,))
+        allowed.zero_()
+        left_out.fill_(1)
 
 
 @pytest.mark.parametrize("kind", ["none", "ngram"])
 def test_the_logits_stage_looks_at_no_data(kind: str, random_target: Callable[[str], Path]) -> None:
     stages = Stages(penalised=True, biased=True, minimum=True)
-    plan = dataclasses.replace(PLAN, stages=stages)
+    plan = dataclasses.replace(PLAN, stages=stages, guided=True)
     with FakeTensorMode(allow_non_fake_inputs=False):
         state, target, drafter = fake_parts(random_target("llama"), kind, 7)
         adjusting = state.adjusting
         adjusting.penalties, adjusting.bias = adjusting._new_penalties(), adjusting._new_bias()
-        allow = AllMasked(target.spec.vocab)
-        committed = run_round(state, target, drafter, plan, block_attention, allow).committed
+        committed = run_round(state, target, drafter, plan, block_attention, AllMasked()).committed
     assert committed.tokens.shape == (3, WIDTHS[kind])
 
 

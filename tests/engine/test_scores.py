@@ -162,7 +162,7 @@ def test_of_prompts_have_the_same_bytes_however_the_prompt_is_cut(
     assert all(len(expected[r.request_id][2]) == len(r.prompt) - 1 for r in requests)
     dtype = engine.info.dtype
     tight = build_engine(replace(config, dtype=dtype, kv_pages=5, max_model_len=400, max_num_batched_tokens=24))
-    tight.lag, tight.pacer.recorded = lag, lag * recorded_rows(24)
+    tight.lag, tight.pacer.recorded = lag, lag * recorded_rows(24, 1)
     tight.graphs.make_recorder = (lambda: lambda run: run) if lag else None
     tight.drafter = NgramDrafter(SLOTS, VOCAB, torch.device("cpu"), NODES)
     silent = [Request(f"s{n}", LONG[n:60], replace(params, logprobs=None, prompt_logprobs=None)) for n in range(3)]

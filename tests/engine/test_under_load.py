@@ -111,7 +111,7 @@ def test_outputs_are_those_of_each_alone_with_aborts_and_tiny_memory(
     """``lag`` 1 is how a GPU is read, one round behind, and its passes are launched: padded to what is recorded."""
     source = random.Random(count)
     engine = build_engine(replace(config, kv_pages=5))
-    engine.lag, engine.pacer.recorded = lag, lag * recorded_rows(40)
+    engine.lag, engine.pacer.recorded = lag, lag * recorded_rows(40, 1)
     engine.graphs.make_recorder = (lambda: lambda run: run) if lag else None
     coming = [make(number, source) for number in range(count)]
     requests = {request.request_id: request for request in coming}

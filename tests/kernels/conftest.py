@@ -33,10 +33,11 @@ def kernel_device() -> torch.device:
 
 @pytest.fixture(scope="module", params=["compiled", "twin"])
 def cpu_path(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What an op over trees does on a CPU: a test runs with compiled C, and with plain torch as without a compiler."""
+    """What an op over trees or logits does on a CPU: with compiled C, and with plain torch as without a compiler."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "twin":
-            patch.setattr("redraft.kernels.trees_cpu.load_fused", lambda: None)
+            for module in ("trees_cpu", "vocab_cpu"):
+                patch.setattr(f"redraft.kernels.{module}.load_fused", lambda: None)
         elif load_fused() is None:
             pytest.skip("no C compiler here, so the twins are all there is")
         yield

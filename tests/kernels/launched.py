@@ -24,8 +24,8 @@ from unittest.mock import patch
 import torch
 
 from redraft.benchmarks.launches import CPU, _as_on_a_gpu, _Count, default_draft, some_kernel
+from redraft.benchmarks.shape_target import random_weights
 from redraft.benchmarks.shapes import TARGETS
-from redraft.benchmarks.step_speed import random_weights
 from redraft.drafts.base import Drafter
 from redraft.drafts.checkpoint import Checkpoint, read_draft
 from redraft.drafts.dflash import DFlashDrafter

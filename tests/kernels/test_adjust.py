@@ -106,9 +106,8 @@ def trees(g: torch.Generator, S: int, W: int, V: int, length: Tensor) -> Rows:
     parent = torch.zeros(S + 1, W, dtype=torch.int64)
     for i in range(1, W):
         parent[:, i] = torch.randint(max(i - 3, 0), i, (S + 1,), generator=g)
-    active = torch.arange(S + 1) < S
-    token = torch.randint(0, min(V, 4), (S + 1, W), generator=g)
-    return pack_tree_twin(token, parent, torch.rand(S + 1, W, generator=g), active, length, S * W + 2)
+    token, score = torch.randint(0, min(V, 4), (S + 1, W), generator=g), torch.rand(S + 1, W, generator=g)
+    return pack_tree_twin(token, parent, score, torch.arange(S + 1) < S, length, S * W + 2)
 
 
 @st.composite
@@ -139,6 +138,7 @@ def cases(draw: st.DrawFn) -> Case:
 STAGES = ("penalties", "bias", "minimum", "allowed")
 
 
+@pytest.mark.usefixtures("cpu_path")
 @settings(max_examples=80, deadline=None)
 @given(cases(), st.sets(st.sampled_from(STAGES), min_size=1), st.sampled_from([2, 64]))
 def test_is_the_literal_order(case: Case, used: set[str], chunk: int) -> None:

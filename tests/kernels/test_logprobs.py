@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from redraft.kernels.logprobs import CHUNK, Logprobs, logprobs
 
 INF = float("inf")
+pytestmark = pytest.mark.usefixtures("cpu_path")
 
 
 def rows(N: int, V: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -90,3 +91,25 @@ def test_shapes_are_fixed() -> None:
     with FakeTensorMode():
         got = logprobs(torch.zeros(70, 100, dtype=torch.bfloat16), torch.zeros(70, dtype=torch.int64), 5)
         assert (got.chosen.shape, got.rank.shape, got.token.shape) == ((70,), (70,), (70, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("V", [1, 5, 64, 65, 3000, 49152])
+def test_compiled_rows_have_the_bits_of_torchs(
+    monkeypatch: pytest.MonkeyPatch, V: int, dtype: torch.dtype, cpu_path: None
+) -> None:
+    """Many equal numbers, and rows of what is no ordinary one."""
+    logits, choice = rows(20, V, dtype)
+    logits[:4] = (logits[:4] / 4).round()
+    special = torch.tensor([INF, -INF, float("nan"), -0.0, 0.0, 3e38, -3e38], dtype=dtype)
+    g = torch.Generator().manual_seed(1)
+    logits[4:9] = torch.where(
+        torch.rand(5, V, generator=g) < 0.5, special[torch.randint(7, (5, V), generator=g)], logits[4:9]
+    )
+    logits[9], logits[10], logits[11] = -INF, float("nan"), 0.0
+    logits[12, : V // 2] = -INF
+    for top in {0, 1, min(20, V), min(64, V)}:
+        got = logprobs(logits, choice, top)
+        with monkeypatch.context() as patch:
+            patch.setattr("redraft.kernels.vocab_cpu.load_fused", lambda: None)
+            assert_bits(got, logprobs(logits, choice, top))

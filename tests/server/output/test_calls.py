@@ -183,6 +183,23 @@ def test_xml_values_follow_the_schema():
         assert json.loads(arguments, parse_constant=pytest.fail) == {"days": value}
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(["</parameter", ">", "</", "x" * 30, "\n", "<parameter=a>", "ü"])), st.data())
+def test_a_long_xml_value_is_looked_at_once(parts, data):
+    """Whatever it has that looks like its end, and however it is cut."""
+    value = "".join(parts).replace("</parameter>", "")
+    text = f"<tool_call><function=f><parameter=days>{value}</parameter></function></tool_call>"
+    cuts = data.draw(st.lists(st.integers(0, len(text))))
+    wanted = {"days": value.removeprefix("\n").removesuffix("\n")}
+    _, ((_, arguments),) = read("qwen3_coder", cut(text, cuts))
+    assert json.loads(arguments) == json.loads(read("qwen3_coder", [text])[1][0][1])
+    assert list(json.loads(arguments)) == list(wanted)
+    parser = CALLS["qwen3_coder"](TOOLS)
+    for char in text[: -len("</parameter></function></tool_call>")]:
+        parser.push(char)
+        assert len(parser._held) < len("<tool_call><function=")
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

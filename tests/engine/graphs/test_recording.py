@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from redraft.server.engine.recording import RecordingError, cuda_recorder, recorded
+from redraft.server.engine.parts import Parts, complete
+from redraft.server.engine.recording import RecordingError, cuda_recorder, recorded, recorded_parts
 
 
 def fault(code: int, text: str = "CUDA error: something\nCompile with TORCH_USE_CUDA_DSA") -> torch.AcceleratorError:
@@ -79,10 +80,12 @@ class Cuda:
     """Of ``torch.cuda`` what a recorder uses: where a recording cannot be ended, its stream stays the current one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.current, self.pools, self.used, self.replayed = "default", 0, list[int](), 0
+        self.current, self.pools, self.graphs = "default", 0, 0
+        self.used, self.did = list[int](), list[str]()
+        """Pools of recordings, and everything that was done, in order."""
         for name in ("graph_pool_handle", "current_stream", "stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
 
     def graph_pool_handle(self) -> int:
         self.pools += 1
@@ -100,28 +103,79 @@ class Cuda:
             self.current = before
 
     @contextmanager
-    def graph(self, graph: Cuda, *, pool: int, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, graph: Graph, *, pool: int, capture_error_mode: str) -> Iterator[None]:
         # other threads may do as they like
-        assert (graph, capture_error_mode) == (self, "thread_local")
+        assert capture_error_mode == "thread_local"
         self.current = "recording"
         self.used.append(pool)
+        self.did.append(f"begin {graph.number}")
         yield
+        self.did.append(f"end {graph.number}")
         self.current = "default"
 
+
+class Graph:
+    """A graph of ``Cuda``'s."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        cuda.graphs += 1
+        self.cuda, self.number = cuda, cuda.graphs
+
     def replay(self) -> None:
-        self.replayed += 1
+        assert self.cuda.current == "default"
+        self.cuda.did.append(f"replay {self.number}")
 
 
 def test_a_graph_gives_what_its_recording_made(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, streams = Cuda(monkeypatch), list[str]()
     record = cuda_recorder()
     launch = record(lambda: streams.append(cuda.current) or [7])
-    assert (streams, cuda.current, cuda.replayed) == (["recording"], "default", 0)
+    assert (streams, cuda.current) == (["recording"], "default")
+    assert cuda.did == ["begin 1", "end 1"], "nothing is launched by recording it"
     assert launch() is launch() == [7]
-    assert (len(streams), cuda.replayed) == (1, 2)
+    assert (len(streams), cuda.did[2:]) == (1, ["replay 1", "replay 1"])
     record(list)
+    launch()
     cuda_recorder()(list)
+    assert cuda.did[4:] == ["begin 2", "end 2", "replay 1", "begin 3", "end 3"]
     assert cuda.used == [1, 1, 2], "one pool for all graphs of a recorder"
+
+
+def test_parts_are_graphs_of_one_pool_with_the_hosts_work_between_their_launches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = Cuda(monkeypatch)
+
+    def begin() -> Parts[list[int]]:
+        for part in (1, 2, 3):
+            cuda.did.append(f"part {part}")
+            if part < 3:
+                yield lambda allow, part=part: allow.append(f"host {part}")  # type: ignore[misc,attr-defined]
+        return [7]
+
+    parts = recorded_parts(cuda_recorder(), begin, 3)
+    assert cuda.did == [did.format(n) for n in (1, 2, 3) for did in ("begin {}", "part {}", "end {}")]
+    for _ in range(2):
+        cuda.did.clear()
+        assert complete(parts(), cuda.did) == [7]  # type: ignore[arg-type]
+        assert cuda.did == ["replay 1", "host 1", "replay 2", "host 2", "replay 3"]
+    assert cuda.used == [1, 1, 1]
+
+
+def test_a_part_that_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, left = Cuda(monkeypatch), list[str]()
+
+    def begin() -> Parts[int]:
+        try:
+            yield lambda allow: None
+            raise fault(UNSUPPORTED)
+        finally:
+            left.append(cuda.current)
+
+    with pytest.raises(RecordingError):
+        recorded_parts(cuda_recorder(), begin, 3)
+    assert (left, cuda.current) == (["recording"], "default")
+    assert cuda.did == ["begin 1", "end 1", "begin 2"]
 
 
 def test_after_a_recording_that_failed_work_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

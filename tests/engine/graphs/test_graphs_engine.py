@@ -15,6 +15,7 @@ from redraft.server.engine.engine import Engine
 from redraft.server.engine.load import build_engine
 from redraft.server.engine.readback import Stopwatch
 from redraft.server.engine.round import Plan, Ran
+from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.types import SamplingParams
 
 PROMPTS = [list(range(1, 9)) * 2, list(range(30, 37)), [5, 6] * 70]
@@ -38,6 +39,7 @@ def recording(config: EngineConfig, request: pytest.FixtureRequest) -> tuple[Eng
         return run
 
     engine.graphs.make_recorder, engine.lag = lambda: record, request.param
+    engine.pacer.recorded = recorded_rows(engine.pacer.most_rows, weights=1)
     return engine, recorded
 
 

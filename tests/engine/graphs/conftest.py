@@ -1,15 +1,11 @@
-"""What a CUDA graph asks of the round, without one: replayed from the same declared state it does the same.
-
-Declared are ``DeviceState`` and what a drafter was made with.  Between two runs another round dirties everything, and
-all memory that is fresh in a run is filled with what nobody would take for a result.  That no value is read on the host
-is test_round.py's; here shapes are looked at, op by op, for a captured graph has those of its capture.
-"""
+"""What stands in for a GPU's graphs: twins that are ops of torch throughout, and a tape that plays ops again."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, is_dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +13,42 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from redraft.drafts.adversarial import TwinSiblingDrafter
-from redraft.drafts.base import Bounds, Candidates, Drafter, DraftState
+from redraft.drafts.base import Drafter
 from redraft.drafts.checkpoint import read_draft
 from redraft.drafts.dflash import DFlashDrafter
 from redraft.drafts.eagle3 import Eagle3Drafter
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
+from redraft.kernels.adjust import PRODUCED
 from redraft.kernels.compact_kv import compact_kv_twin
 from redraft.kernels.paged_attention import PagedTwin
 from redraft.kernels.rows import Rows
 from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import Attention
+from redraft.server.engine.engine import Engine
 from redraft.server.engine.prefill_table import Chunk
-from redraft.server.engine.round import Plan, run_prefill, run_round
+from redraft.server.engine.round import Plan, Ran, run_prefill, run_round
+from redraft.server.engine.rows_plan import recorded_rows
 from redraft.server.engine.state import DeviceState
 from redraft.server.engine.target.decoder import Target
 from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.weights import head_tensor, load_weights
 
 SLOTS, NODES, POSITIONS = 3, 7, 300
+END, DRAWN = 68, 70
 CPU = torch.device("cpu")
 TEXTS = ([5, 9, 5, 9, 5, 9, 5, 9] * 15 + [5, 9, 5], list(range(20, 60)))
 """The first one's round crosses a page, and both repeat themselves or count up, so that lookup finds something."""
 PLAN = Plan(rows=12, context_bound=140, requests=2, sampled=True, filtered=True)
-BESIDE = replace(PLAN, rows=8, prefill=6, prefill_bound=140)
-KINDS = ("none", "ngram", "dflash", "eagle3", "dflash+ngram", "twin-siblings")
 
 
-@pytest.fixture(autouse=True)
-def _twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain torch throughout: what a GPU's kernels are measured by."""
+@pytest.fixture
+def twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch throughout: what a GPU's kernels are measured by, and what a dispatch mode can see."""
     monkeypatch.setattr("redraft.kernels.linear.prepacks", lambda device, dtype: False)
     monkeypatch.setattr("redraft.kernels.layer_ops.load_fused", lambda: None)
     monkeypatch.setattr("redraft.kernels.attention.load_fused", lambda: None)
@@ -57,6 +56,66 @@ def _twins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redraft.kernels.vocab_cpu.load_fused", lambda: None)
     monkeypatch.setattr("redraft.server.engine.round.sample", sample_twin)
     monkeypatch.setattr("redraft.server.engine.round.compact_kv", compact_kv_twin)
+
+
+class Tape(TorchDispatchMode):
+    """Notes ops as they run, and runs them again on the tensors that they had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.ops.append((func, args, kwargs or {}, made))
+        return made
+
+    def play(self) -> None:
+        for func, args, kwargs, made in self.ops:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    assert old.shape == new.shape
+                    old.copy_(new)
+
+
+@pytest.fixture
+def tape() -> type[Tape]:
+    return Tape
+
+
+class Recording:
+    """Records an engine's passes as a GPU does: nothing that is declared changes while something is recorded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        engine.make_attention = attention
+        engine.graphs.make_recorder = lambda: self
+        engine.pacer.recorded = recorded_rows(engine.pacer.most_rows, weights=1)
+        self.recorded = self.launched = 0
+        """Recordings, and how often they were played."""
+
+    def __call__(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        self.recorded += 1
+        tape, declared = Tape(), [*parts(self.engine.state).values(), *parts(self.engine.drafter).values()]
+        before = [tensor.clone() for tensor in declared]
+        with tape:
+            made = run()
+        for tensor, value in zip(declared, before, strict=True):
+            tensor.copy_(value)
+
+        def launch() -> Any:
+            self.launched += 1
+            tape.play()
+            # as the copies to the host that a GPU makes before the next launch
+            return copy.deepcopy(made)
+
+        return launch
+
+
+@pytest.fixture
+def recording() -> type[Recording]:
+    return Recording
 
 
 def attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> Attention:
@@ -75,14 +134,22 @@ def parts(thing: Any) -> dict[str, Tensor]:
     return {f"{name}.{inner}": tensor for name, part in named.items() for inner, tensor in parts(part).items()}
 
 
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    """Names of what differs in a byte."""
-    assert a.keys() == b.keys()
-    return [name for name, tensor in a.items() if tensor.numpy().tobytes() != b[name].numpy().tobytes()]
+class NoFives:
+    """Grammars that allow all but token 5 (``parts.Allow``), and can say nothing of nodes far behind the root."""
+
+    def see(self, rows: Rows) -> None:
+        self.index = rows.index
+
+    def write(self, allowed: Tensor, left_out: Tensor) -> None:
+        allowed[:, 0].fill_(~(1 << 5))
+        left_out.copy_(self.index > 2)
 
 
 class Setting:
-    """A target, a drafter, and a state in which two requests decode and a third may be prefilled."""
+    """A target, a drafter, and a state in which two requests decode and a third may be prefilled.
+
+    The two ask for everything that a plan can have; rounds that leave it out do not see that.
+    """
 
     def __init__(self, folder: Path, make: Callable[[Setting], Drafter]) -> None:
         self.spec = read_spec(folder)
@@ -92,7 +159,9 @@ class Setting:
         self.drafter: Drafter = NoDrafter()
         self.drafter = make(self)
         sizes = {"slots": SLOTS, "pages": 6, "max_model_len": 200, "tree_rows": 40, "prefill": 168}
-        self.state = DeviceState(self.spec, CPU, torch.float32, context=self.drafter.context, **sizes)
+        self.state = DeviceState(self.spec, CPU, torch.float32, context=self.drafter.context, forced=3, **sizes)
+        self.state.adjusting.reserve()
+        self.state.masks.reserve()
         self.fill(TEXTS)
         self.snapshot = {name: tensor.clone() for name, tensor in parts(self.state).items()}
 
@@ -104,18 +173,34 @@ class Setting:
             state.tokens[slot, : len(text)] = torch.tensor(text)
             state.length[slot] = lengths[slot] if slot < len(lengths) else len(text)
         state.limit.fill_(200)
-        state.most_nodes.fill_(NODES)
+        state.most_nodes.copy_(torch.tensor([4, 3, NODES, 0]))
         state.trust.fill_(1.0)
         state.sampling.temperature.copy_(torch.tensor([0.0, 0.9, 0.0, 0.0]))
         state.sampling.top_p.fill_(0.95)
         state.sampling.seed.copy_(torch.tensor([1, -3, 5, 0]))
         state.active.copy_(torch.tensor([True, True, False, False]))
+        state.set_asked((0, 1))
+        state.set_forced({0: [9, 9], 1: [DRAWN] * 3})
+        self._adjust(texts)
         chunks = tuple(Chunk(slot, 0, int(state.length[slot]) - 1) for slot in range(len(texts)))
         rows = sum(chunk.count for chunk in chunks) + 2
         plan = Plan(0, 0, 0, False, False, prefill=rows, prefill_bound=140)
         state.prefill.write(chunks, rows)
         run_prefill(state, self.target, self.drafter, plan, attention)
-        state.prefill.write([Chunk(2, 0, 5)], BESIDE.prefill)
+        state.prefill.write([Chunk(2, 0, 5)], 6)
+
+    def _adjust(self, texts: tuple[list[int], ...]) -> None:
+        """The first is drawn to what it has said, the other by a bias, which would end it, but it may not yet."""
+        adjusting = self.state.adjusting
+        penalties, bias = adjusting.penalties, adjusting.bias
+        assert penalties is not None
+        assert bias is not None
+        penalties.frequency[0], penalties.presence[0], penalties.repetition[0] = -0.5, 0.25, 1.5
+        penalties.count.zero_()
+        penalties.count[0] = PRODUCED * torch.bincount(torch.tensor(texts[0]), minlength=self.spec.vocab)
+        bias.token[1], bias.value[1] = DRAWN, 30.0
+        bias.token[1, 0], bias.value[1, 0] = END, 40.0
+        adjusting.ends[:, 0], adjusting.until[:2] = END, 200
 
     def restore(self) -> None:
         """The declared state as it was, in the tensors that it is in."""
@@ -126,17 +211,15 @@ class Setting:
             if "_newest" in name:
                 tensor.fill_(12_345)
 
+    def round(self, plan: Plan, chunks: tuple[Chunk, ...] = ()) -> Ran:
+        """Run one."""
+        return run_round(self.state, self.target, self.drafter, plan, attention, NoFives(), chunks)
+
     def run(self, plan: Plan, around: AbstractContextManager[Any]) -> dict[str, Tensor]:
         """Copies of everything that a round leaves behind or returns."""
         with around:
-            result = run_round(self.state, self.target, self.drafter, plan, attention)
+            result = self.round(plan)
         return {name: tensor.clone() for name, tensor in parts((self.state, *result)).items()}
-
-    def dirty(self, plan: Plan) -> None:
-        """A round from another state."""
-        self.fill(([3, 4, 5, 6] * 20, [100, 101] * 40), (70, 33))
-        self.state.sampling.temperature.fill_(1.3)
-        self.run(plan, nullcontext())
 
 
 @pytest.fixture
@@ -169,118 +252,5 @@ def decoded(folder: Path) -> Tensor:
     """[S+1, T] the texts and what plain decoding goes on with."""
     setting = Setting(folder, lambda _: NoDrafter())
     for _ in range(NODES + 1):
-        run_round(setting.state, setting.target, setting.drafter, PLAN, attention)
+        setting.round(PLAN)
     return setting.state.tokens.clone()
-
-
-def differing(setting: Setting, plan: Plan, poisoned: Callable[..., AbstractContextManager[Any]]) -> list[str]:
-    """What two rounds from one state left differently, with another in between and fresh memory spoilt in two ways."""
-    setting.restore()
-    first = setting.run(plan, poisoned())
-    setting.dirty(plan)
-    setting.restore()
-    return same(first, setting.run(plan, poisoned(1e30, 1_000_003)))
-
-
-@pytest.mark.parametrize("plan", [PLAN, BESIDE], ids=["round", "with prefill"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_round_carries_no_state_but_the_declared(
-    kind: str,
-    plan: Plan,
-    make_setting: Callable[..., Setting],
-    poisoned: Callable[..., AbstractContextManager[Any]],
-) -> None:
-    setting = make_setting(kind)
-    assert differing(setting, plan, poisoned) == []
-    setting.restore()
-    before = setting.state.length.clone()
-    result = setting.run(plan, nullcontext())
-    assert (setting.state.length > before).tolist() == [True, True, False, False]
-    assert not any(tensor.isnan().any() for tensor in result.values() if tensor.is_floating_point())
-
-
-def test_siblings_are_accepted_off_the_spine(make_setting: Callable[..., Setting]) -> None:
-    """Else nothing would be compacted, and that much of the round not be looked at: depth 2 begins with node 3."""
-    setting = make_setting("twin-siblings")
-    setting.restore()
-    committed = run_round(setting.state, setting.target, setting.drafter, PLAN, attention).committed
-    assert int(committed.count.max()) > 2
-
-
-class Remembering(NoDrafter):
-    """A drafter with a state that nobody knows of: it scores by how often it was asked."""
-
-    def __init__(self) -> None:
-        self.asked = torch.ones(())
-
-    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
-        self.asked += 1
-        tree = super().propose(state, bounds)
-        return Candidates(tree.token, tree.parent, tree.score * self.asked)
-
-
-class Careless(NoDrafter):
-    """A drafter that reads what it did not write."""
-
-    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
-        tree = super().propose(state, bounds)
-        return Candidates(tree.token, tree.parent, torch.maximum(tree.score, torch.empty_like(tree.score)))
-
-
-@pytest.mark.parametrize("drafter", [Remembering, Careless])
-def test_the_check_notices_what_is_carried_along(
-    drafter: type[Drafter],
-    make_setting: Callable[..., Setting],
-    poisoned: Callable[..., AbstractContextManager[Any]],
-) -> None:
-    assert differing(make_setting(drafter()), PLAN, poisoned)
-
-
-class Shapes(TorchDispatchMode):
-    """Notes every op with the shapes and dtypes that it returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors = made if isinstance(made, tuple | list) else (made,)
-        what = tuple((tuple(t.shape), t.dtype) for t in tensors if isinstance(t, Tensor))
-        self.seen.append((str(func), what))
-        return made
-
-
-def shapes(setting: Setting, plan: Plan) -> tuple[list[Any], list[Any]]:
-    """Of two rounds with one plan over different data."""
-    setting.restore()
-    one, two = Shapes(), Shapes()
-    setting.run(plan, one)
-    setting.fill(([3, 4, 5, 6] * 20, [100, 101] * 40), (70, 33))
-    setting.state.sampling.temperature.zero_()
-    setting.state.active[1] = False
-    setting.run(plan, two)
-    return one.seen, two.seen
-
-
-@pytest.mark.parametrize("plan", [PLAN, BESIDE], ids=["round", "with prefill"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_plan_runs_the_same_ops_on_the_same_shapes(
-    kind: str, plan: Plan, make_setting: Callable[..., Setting]
-) -> None:
-    one, two = shapes(make_setting(kind), plan)
-    assert len(one) > 50
-    assert one == two
-
-
-class Choosy(NoDrafter):
-    """A drafter whose work depends on what is active."""
-
-    def propose(self, state: DraftState, bounds: Bounds) -> Candidates:
-        state.tokens[state.active].sum()
-        return super().propose(state, bounds)
-
-
-def test_the_check_notices_shapes_that_follow_the_data(make_setting: Callable[..., Setting]) -> None:
-    one, two = shapes(make_setting(Choosy()), PLAN)
-    assert one != two

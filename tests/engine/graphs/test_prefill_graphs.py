@@ -15,16 +15,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from redraft.kernels.compact_kv import compact_kv_twin
 from redraft.kernels.rows import Rows, cells
-from redraft.kernels.sample import sample_twin
 from redraft.kernels.tree_attention import TwinAttention
 from redraft.server.engine.config import PAGE, EngineConfig
 from redraft.server.engine.costs import Work
 from redraft.server.engine.load import build_engine
+from redraft.server.engine.pace import Pace, Pacer
+from redraft.server.engine.planning import make_plan
 from redraft.server.engine.prefill_table import Chunk, PrefillTable
 from redraft.server.engine.round import Plan
 from redraft.server.engine.rows_plan import RECORDED, recorded_rows
@@ -36,39 +34,6 @@ OF_THE_HOST = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero"}
 """Tensors made of lists, numbers that are read, and shapes that follow data."""
 
 
-class Tape(TorchDispatchMode):
-    """Notes ops as they run, and runs them again on the tensors that they had."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.ops.append((func, args, kwargs or {}, made))
-        return made
-
-    def play(self) -> None:
-        for func, args, kwargs, made in self.ops:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
-                    assert old.shape == new.shape
-                    old.copy_(new)
-
-
-@pytest.fixture
-def _ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is an op of torch, which the tape can see."""
-    monkeypatch.setattr("redraft.kernels.linear.prepacks", lambda device, dtype: False)
-    monkeypatch.setattr("redraft.kernels.layer_ops.load_fused", lambda: None)
-    monkeypatch.setattr("redraft.kernels.attention.load_fused", lambda: None)
-    monkeypatch.setattr("redraft.kernels.trees_cpu.load_fused", lambda: None)
-    monkeypatch.setattr("redraft.kernels.vocab_cpu.load_fused", lambda: None)
-    monkeypatch.setattr("redraft.server.engine.round.sample", sample_twin)
-    monkeypatch.setattr("redraft.server.engine.round.compact_kv", compact_kv_twin)
-
-
 def attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int) -> TwinAttention:
     return TwinAttention(rows, page_table, position_bound)
 
@@ -76,7 +41,8 @@ def attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int
 class Watched:
     """An engine, what it says, what it leaves in its caches, and what its passes with prefill were."""
 
-    def __init__(self, config: EngineConfig, *, records: bool, lag: int = 0) -> None:
+    def __init__(self, config: EngineConfig, tape: Callable[[], Any], *, records: bool, lag: int = 0) -> None:
+        self.make_tape = tape
         self.engine = engine = build_engine(config)
         engine.make_attention, engine.lag = attention, lag
         self.chunks: list[tuple[Chunk, ...]] = []
@@ -87,7 +53,7 @@ class Watched:
         self.caches: dict[str, tuple[Tensor, Tensor]] = {}
         if records:
             engine.graphs.make_recorder = lambda: self.record
-            engine.pacer.recorded = recorded_rows(MOST_ROWS)
+            engine.pacer.recorded = recorded_rows(MOST_ROWS, 1)
         write, release, run = engine.state.prefill.write, engine._release, engine.graphs.run
 
         def planned(plan: Plan) -> Any:
@@ -108,7 +74,7 @@ class Watched:
         engine.state.prefill.write, engine._release, engine.graphs.run = noted, kept, planned  # type: ignore[method-assign]
 
     def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        tape, first = Tape(), self.chunks[-1]
+        tape, first = self.make_tape(), self.chunks[-1]
         with tape:
             made = run()
         plan = self.plan
@@ -180,7 +146,7 @@ def make_config(
     quick_config: Callable[..., EngineConfig],
     random_target: Callable[[str], Path],
     random_draft: Callable[..., Path],
-    _ops: None,
+    twins: None,
 ) -> Callable[[str], EngineConfig]:
     sizes = {"max_num_seqs": 4, "max_nodes": 5, "max_model_len": 300, "max_num_batched_tokens": MOST_ROWS}
 
@@ -193,11 +159,11 @@ def make_config(
 
 @pytest.mark.parametrize(("draft", "lag"), [("none", 1), ("ngram", 0), ("dflash", 1), ("eagle3", 0)])
 def test_replayed_with_other_chunks_they_leave_the_same_tokens_and_cache(
-    draft: str, lag: int, make_config: Callable[[str], EngineConfig]
+    draft: str, lag: int, make_config: Callable[[str], EngineConfig], tape: Callable[[], Any]
 ) -> None:
     """``lag`` 1 is how a GPU is read: one round behind."""
     config = make_config(draft)
-    plain, recording = Watched(config, records=False), Watched(config, records=True, lag=lag)
+    plain, recording = Watched(config, tape, records=False), Watched(config, tape, records=True, lag=lag)
     wanted = plain.run(requests())
     assert recording.run(requests()) == wanted
     assert recording.engine.graphs.failure is None
@@ -213,26 +179,26 @@ def test_replayed_with_other_chunks_they_leave_the_same_tokens_and_cache(
 
 
 def test_what_a_recording_keeps_of_its_chunks_is_noticed(
-    make_config: Callable[[str], EngineConfig], monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[[str], EngineConfig], tape: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, config = PrefillTable.read, make_config("none")
 
     def known_to_the_host(self: PrefillTable, padded: int) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(part.tolist()) for part in read(self, padded))
 
-    wanted = Watched(config, records=False).run(requests())
+    wanted = Watched(config, tape, records=False).run(requests())
     monkeypatch.setattr(PrefillTable, "read", known_to_the_host)
-    assert Watched(config, records=False).run(requests()) == wanted
-    careless = Watched(config, records=True)
+    assert Watched(config, tape, records=False).run(requests()) == wanted
+    careless = Watched(config, tape, records=True)
     assert careless.run(requests()) != wanted
     assert careless.of_the_host == {"aten::lift_fresh"}
 
 
 def test_what_passes_with_prefill_take_is_learned_of_replays(
-    make_config: Callable[[str], EngineConfig], monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[[str], EngineConfig], tape: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the sizes that they have; the first of a kind compiles and the second is recorded."""
-    recording = Watched(make_config("none"), records=True)
+    recording = Watched(make_config("none"), tape, records=True)
     pacer, beside, told = recording.engine.pacer, list[Work](), list[Work]()
     work = pacer.work
 
@@ -250,3 +216,20 @@ def test_what_passes_with_prefill_take_is_learned_of_replays(
     assert [one.rows for one in known] == [plan.rows + plan.prefill for plan in replays]
     assert len(beside) > len(known) > 5
     assert {one.rows for one in known} <= set(RECORDED)
+
+
+def test_what_is_too_large_or_scored_is_planned_to_be_launched_op_by_op() -> None:
+    """And is not padded to the sizes of recordings."""
+    pacer = Pacer(2048, 7, "auto", None, recorded=1024)
+    settings = {"proposed": 7, "eos": (), "unread": 0, "forced": 0}
+
+    def planned(count: int, scored: int | None = None) -> tuple[int, bool]:
+        plan = make_plan(pacer, [], Pace(prefill=count), [Chunk(0, 0, count, scored)], **settings)
+        return plan.prefill, plan.by_op
+
+    assert planned(800) == (1024, False)
+    assert planned(1024) == (1024, False)
+    assert planned(1030) == (1152, True)
+    assert planned(800, scored=3) == (896, True)
+    pacer.recorded = 0
+    assert planned(800) == (896, True)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from redraft.server.engine import graphs
 from redraft.server.engine.config import PAGE
 from redraft.server.engine.graphs import Graphs, rounded
+from redraft.server.engine.parts import Parts
 from redraft.server.engine.round import Plan
-from redraft.server.engine.rows_plan import MOST_RECORDED
-from redraft.server.engine.scores import Asked
+from redraft.server.engine.types import MAX_LOGPROBS
 
 PLAN = Plan(rows=8, context_bound=200, requests=2, sampled=False, filtered=False)
 
@@ -38,8 +38,15 @@ class Recorder:
         return replay
 
 
+def begin(plan: Plan) -> Parts[Plan]:
+    """A pass that gives its plan, after whatever the host does in between."""
+    for part in range(1, plan.parts):
+        yield lambda allow, part=part: allow.see((plan, part))  # type: ignore[misc,arg-type]
+    return plan
+
+
 def make(recorder: Callable[[Callable[[], Plan]], Callable[[], Plan]]) -> Graphs[Plan]:
-    return Graphs(lambda plan: plan, lambda: recorder, slots=6, positions=5000)
+    return Graphs(begin, lambda: recorder, slots=6, positions=5000)
 
 
 @given(bound=st.integers(0, 5000), requests=st.integers(0, 6))
@@ -92,17 +99,61 @@ def test_a_kind_is_run_then_recorded_then_replayed() -> None:
     assert recorder.made == 1
 
 
-@pytest.mark.parametrize("special", [{"prefill": MOST_RECORDED - 7}, {"asked": Asked((1,), (2,))}])
-def test_large_prefill_and_scores_are_never_recorded_nor_rounded(special: dict[str, Any]) -> None:
+@given(requests=st.integers(1, 100), data=st.data())
+def test_there_is_room_for_the_scores_of_all_who_ask(requests: int, data: st.DataObject) -> None:
+    asked, tops = data.draw(st.integers(1, requests)), data.draw(st.integers(0, MAX_LOGPROBS))
+    plan = rounded(replace(PLAN, requests=requests, scored=asked, tops=tops), slots=100, positions=5000)
+    assert asked <= plan.scored <= min(max(4 * (asked - 1), 1), plan.requests)
+    assert plan.tops == MAX_LOGPROBS
+    assert rounded(plan, 100, 5000) == plan
+
+
+def test_who_asks_for_scores_makes_few_kinds() -> None:
+    plans = {
+        rounded(replace(PLAN, requests=8, scored=asked, tops=tops), 8, 5000)
+        for asked in range(1, 9)
+        for tops in range(MAX_LOGPROBS + 1)
+    }
+    assert {plan.scored for plan in plans} == {1, 4, 8}
+    assert len(plans) == 3
+    assert rounded(PLAN, 8, 5000).tops == 0, "nor does it cost those anything who do not ask"
+
+
+def test_what_is_launched_op_by_op_is_never_recorded_nor_rounded() -> None:
     recorder = Recorder()
     run = make(recorder)
-    plan = replace(PLAN, **special)
+    plan = replace(PLAN, prefill=1001, by_op=True)
     assert [run(plan) for _ in range(3)] == [(plan, True)] * 3
     assert not recorder.made
 
 
+class Seen(list[Any]):
+    """A grammar that notes what it is shown."""
+
+    see = list.append
+
+
+def test_a_guided_kind_is_three_recordings_with_the_hosts_work_between_them() -> None:
+    """Each time by whoever guides now."""
+    recorder = Recorder()
+    run, plan = make(recorder), replace(PLAN, guided=True)
+    shown = []
+    for _ in range(4):
+        now = Seen()
+        made, usual = run(plan, now)
+        assert [part for _, part in now] == [1, 2]
+        assert made == rounded(plan, 6, 5000)
+        shown.append((recorder.made, recorder.replayed, usual))
+    assert shown == [(0, 0, False), (3, 3, False), (3, 6, True), (3, 9, True)]
+    run(PLAN)
+    run(PLAN)
+    assert (recorder.made, recorder.replayed) == (4, 10), "nobody else's is cut"
+    with pytest.raises(ValueError, match="without its grammars"):
+        run(plan)
+
+
 def test_without_a_recorder_rounds_are_run_as_they_are() -> None:
-    run: Graphs[Plan] = Graphs(lambda plan: plan, None, slots=6, positions=5000)
+    run: Graphs[Plan] = Graphs(begin, None, slots=6, positions=5000)
     assert [run(PLAN) for _ in range(3)] == [(PLAN, True)] * 3
 
 
@@ -193,7 +244,7 @@ def test_forgotten_graphs_leave_nothing_to_the_next_ones() -> None:
         recorders.append(Recorder())
         return recorders[-1]
 
-    run = Graphs(lambda plan: plan, make_recorder, slots=6, positions=5000)
+    run = Graphs(begin, make_recorder, slots=6, positions=5000)
     assert not run.forget()
     for rows in (8, 8, 16, 16, 32):
         run(replace(PLAN, rows=rows))
