@@ -16,7 +16,8 @@ and nothing has to be cleared before: each launch reads what the one before left
 
 What is further than 28 below the largest z weighs nothing and is never drawn, for noise differs by less than 25
 (noise.py): top_k may keep all of it.  That holds where fp32 has room for noise beside z, below 2²⁰; larger rows, and
-those of which more than ``LISTED`` tokens are left, nearly all of them equal, are bisected by sweeps after all.
+those of which more than ``LISTED`` tokens are left (logits that hardly differ, or top_k in the thousands), are bisected
+by sweeps after all, one program each.
 
 16 rows of 151,936 in bf16 are 5 MB, which lie in the second cache: 2 to 4 microseconds a pass of loads, some 8 for the
 first marks' comparisons, a bisection 5, a launch 2.5: about 40 where sweeps take 2,000 to 4,000.  Their floor is 1.6
