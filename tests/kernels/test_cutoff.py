@@ -61,7 +61,7 @@ def rows(draw: st.DrawFn) -> tuple[Tensor, list[Filter]]:
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, in the interpreter
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=rows(), chunk=st.sampled_from([64, 128]), listed=st.sampled_from([8, 2048]))
 def test_keeps_what_the_twin_keeps(
     kernel_device: torch.device,

@@ -62,6 +62,9 @@ def test_sample(
 ) -> None:
     logits, table = random_logits(4, V, dtype), drawn_table()
     slot, position = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 4000, 17, 5])
+    if filtered and V > 100_000:
+        # interpreted, a filtered row of these takes seconds: top_p alone, and a greedy one
+        logits, slot, position = logits[2:], slot[2:], position[2:]
     there = [one.to(kernel_device) for one in (logits, slot, position)]
     with poisoned():
         made = sample_kernel(*there, moved(table, kernel_device), sampled=sampled, filtered=filtered)
