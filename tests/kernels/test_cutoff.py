@@ -90,6 +90,17 @@ def test_equal_tokens_are_told_apart_by_their_ids(kernel_device: torch.device, V
     assert kept == [7, 2]
 
 
+@pytest.mark.parametrize("first", [0.0, -0.1095])
+def test_among_close_tokens_what_is_above_counts(kernel_device: torch.device, first: float) -> None:
+    """Dozens are left to the end; those before them are between the same first marks, or above."""
+    close = first - torch.rand(300, generator=torch.Generator().manual_seed(1)) * 3e-3
+    row = torch.cat((torch.zeros(3), close))
+    filters = [(1.0, top_p, 0.0, top_k) for top_p in (0.1, 0.5, 0.9) for top_k in (0, 2, 150)]
+    filters += [(1.0, 1.0, 0.0, 100), (1.0, 1.0, 0.0, 302)]
+    logits = row.expand(len(filters), -1).contiguous()
+    assert_keeps_the_same(cuts(logits, filters, kernel_device), logits, filters)
+
+
 @pytest.mark.parametrize("top_k", [1, 3, 400])
 def test_top_k_reaches_what_weighs_nothing(kernel_device: torch.device, top_k: int) -> None:
     """Of a steep row nothing but the best may be drawn; of one beyond noise's reach the k-th token is found."""
