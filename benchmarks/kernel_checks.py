@@ -6,7 +6,7 @@ But for ``block_tree``'s scores, which are exponentials of the same costs by two
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from redraft.kernels import (
     adjust,
     block_tree,
     compact_kv,
+    cutoff,
+    filters,
     merge_trees,
     ngram,
     noise,
@@ -59,6 +61,7 @@ def kernel_checks(sizes: Sizes, device: torch.device, seed: int = 0) -> Iterator
             kind = "filtered" if filtered else "sampled" if sampled else "greedy"
             check = partial(_sample, sizes, Random(device, seed), dtype, sampled, filtered)
             yield f"sample {kind} {_short(dtype)}", check
+    yield "cutoff swept", partial(_swept, sizes, Random(device, seed))
     for dtype in (torch.float32, torch.bfloat16):
         yield f"adjust {_short(dtype)}", partial(_adjust, sizes, Random(device, seed), dtype)
     yield "ngram", partial(_ngram, sizes, Random(device, seed))
@@ -67,6 +70,7 @@ def kernel_checks(sizes: Sizes, device: torch.device, seed: int = 0) -> Iterator
     yield "merge_trees", partial(_merge_trees, sizes, Random(device, seed))
     yield "spread_trees", partial(_spread_trees, sizes, Random(device, seed))
     yield "pack_tree", partial(_pack_tree, sizes, Random(device, seed))
+    yield "pack_tree, block after block", partial(_pack_tree, replace(sizes, slots=45, nodes=47), Random(device, seed))
     yield "place_rows", partial(_place_rows, sizes, Random(device, seed))
     yield "accept", partial(_accept, sizes, Random(device, seed))
     for dtype in (torch.float32, torch.bfloat16):
@@ -121,6 +125,16 @@ def _sample(sizes: Sizes, random: Random, dtype: torch.dtype, sampled: bool, fil
     inputs = sampling_inputs(sizes, random, dtype)
     made = sample.sample_kernel(*inputs, sampled=sampled, filtered=filtered)
     return difference(made, sample.sample_twin(*inputs, sampled=sampled, filtered=filtered))
+
+
+def _swept(sizes: Sizes, random: Random) -> str | None:
+    """What few tokens that are listed say, and what sweeps say where more are left than can be listed."""
+    logits, slot, _, table = sampling_inputs(sizes, random, torch.bfloat16)
+    tables = (table.temperature, table.top_p, table.min_p, table.top_k)
+    z = filters.scale_logits(logits, table.temperature[slot].clamp(min=filters.MIN_TEMPERATURE))
+    key = filters.sort_key(z, torch.arange(sizes.vocab, device=random.device))
+    listed, swept = (cutoff.cutoff_kernel(logits, slot, *tables, listed=listed) for listed in (cutoff.LISTED, 8))
+    return difference(key >= swept[:, None], key >= listed[:, None])
 
 
 def _ngram(sizes: Sizes, random: Random) -> str | None:

@@ -129,7 +129,7 @@ class DFlashDrafter:
         config, ops = self.config, self.block_ops
         size, mask, causal = config.block_size, config.mask_token_id, config.causal
         block = block_rows(slot, anchor, root, state.page_table, self.embedding, size=size, mask=mask, causal=causal)
-        attend = block_attention(block.rows, state.page_table, context_bound + size, config.head_dim)
+        attend = block_attention(block.rows, state.page_table, context_bound + size, config.head_dim, len(slot))
         hidden = block.hidden
         ops.turn(block.position, block.cell)
         for number, layer in enumerate(self.weights.layers):

@@ -139,7 +139,7 @@ class Eagle3Drafter:
         self._turn(ops, rows.position, self._cell(state, rows))
         # position 0 has no pair
         bound = bounds.context + rows.path.shape[1]
-        attend = block_attention(rows, state.page_table, bound, self.config.head_dim, first=1)
+        attend = block_attention(rows, state.page_table, bound, self.config.head_dim, bounds.requests, first=1)
         q = ops.rope_and_cache(weights.qkv(self._pair(ops, rows.token, feature)), None, state.kv[0])
         out = attend(q, state.kv[0, 0], state.kv[0, 1], feature.dtype).reshape(-1, self.config.query_width)
         hidden = weights.output(out, feature)

@@ -1,9 +1,9 @@
-"""Compile kernels for GPUs that are not here, and say what they need: ``python -m redraft.kernels.aot MODULE...``.
+"""Compile kernels for GPUs that are not here, and say what they need: ``python -m redraft.kernels.aot [MODULE...]``.
 
 For each module's ``COMPILE_CASES`` and each architecture one line of JSON with registers per thread, bytes of spill
-(stack and local memory), bytes of shared memory, and by what instructions and in what layouts matrices are multiplied
-and numbers added up.  ptxas and cuobjdump are in Triton's wheel, so this runs on a machine without CUDA.  Do not set
-``TRITON_INTERPRET``: interpreted functions cannot be compiled.
+(stack and local memory), bytes of shared memory, by what instructions and in what layouts matrices are multiplied and
+numbers added up, and what is atomic.  ptxas and cuobjdump are in Triton's wheel, so this runs on a machine without
+CUDA.  Do not set ``TRITON_INTERPRET``: interpreted functions cannot be compiled.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -26,15 +27,14 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 """Compute capabilities from Ampere to consumer Blackwell."""
 
 
-@dataclass(frozen=True)
-class Usage:
+_Words = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
     """What one specialisation of a kernel takes on one architecture."""
 
-    module: str
-    case: int
-    """Index into the module's ``COMPILE_CASES``."""
-    kernel: str
-    capability: int
+    warps: int
     registers: int
     """Per thread."""
     spill: int
@@ -43,30 +43,43 @@ class Usage:
     """Bytes of shared memory per program."""
     fused: int
     """Fused multiply-adds in the PTX; a kernel compiled without fusion has none."""
-    products: tuple[str, ...]
+    products: _Words
     """Tensor core instructions in the PTX, each once."""
-    orders: tuple[str, ...]
+    orders: _Words
     """Shapes and layouts of every ``tl.dot`` and every reduction, each once: where they agree, so does what is added
     to what, and when."""
-    early: tuple[str, ...]
+    early: _Words
     """What is done to memory before a kernel that is launched early waits for the one before, each once."""
+    atomics: _Words
+    """Atomic operations in the PTX, each once; one on floats would add in the order in which programs arrive."""
 
 
-_Words = tuple[str, ...]
+@dataclass(frozen=True, kw_only=True)
+class Usage(Compiled):
+    """The same of a module's case."""
+
+    module: str
+    case: int
+    """Index into the module's ``COMPILE_CASES``."""
+    kernel: str
+    capability: int
 
 
-def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int, _Words, _Words, _Words]:
-    """Compile for one architecture; returns the last seven fields of ``Usage``."""
+def compile_case(case: CompileCase, capability: int) -> Compiled:
+    """Compile for one architecture."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    names = case.kernel.arg_names
-    signature = {name: "constexpr" if name in case.constexprs else case.signature[name] for name in names}
-    # torch aligns its allocations to at least 16 bytes, and the launcher specialises on it
+    parameters = case.kernel.params
+    signature = {
+        one.name: "constexpr" if one.name in case.constexprs else case.signature[one.name] for one in parameters
+    }
+    # torch aligns its allocations to at least 16 bytes, and the launcher specialises on it where it may
     attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names)
-        if signature[name].startswith("*") or name in case.divisible
+        (one.num,): [["tt.divisibility", 16]]
+        for one in parameters
+        if (signature[one.name].startswith("*") and not one.do_not_specialize_on_alignment)
+        or (one.name in case.divisible and not one.do_not_specialize)
     }
     source = triton.compiler.ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
     options = {
@@ -84,25 +97,29 @@ def compile_case(case: CompileCase, capability: int) -> tuple[int, int, int, int
         text = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
     ptx = compiled.asm["ptx"]
-    products = sorted(set(re.findall(r"\b((?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.]*)", ptx)))
-    return (
-        usage["REG"],
-        usage["STACK"] + usage["LOCAL"],
-        compiled.metadata.shared,
-        len(re.findall(r"\bfma\.", ptx)),
-        tuple(products),
-        _orders(compiled.asm["ttgir"]),
-        _early(ptx),
+    return Compiled(
+        warps=case.num_warps,
+        registers=usage["REG"],
+        spill=usage["STACK"] + usage["LOCAL"],
+        shared=compiled.metadata.shared,
+        fused=len(re.findall(r"\bfma\.", ptx)),
+        products=_words(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.]*", ptx),
+        orders=_orders(compiled.asm["ttgir"]),
+        early=_early(ptx),
+        atomics=_words(r"(?:atom|red|multimem)\.[\w.:]*", ptx),
     )
+
+
+def _words(pattern: str, text: str) -> _Words:
+    return tuple(sorted(set(re.findall(rf"\b{pattern}", text))))
 
 
 def _early(ptx: str) -> _Words:
     before, waits, _ = ptx.partition("griddepcontrol.wait")
-    found = re.findall(r"\b((?:ld|st|atom|red|prefetch|cp)\.(?!param)[\w.]*)", before) if waits else []
-    return tuple(sorted(set(found)))
+    return _words(r"(?:ld|st|atom|red|prefetch|cp)\.(?!param)[\w.]*", before) if waits else ()
 
 
-def _orders(ttgir: str) -> tuple[str, ...]:
+def _orders(ttgir: str) -> _Words:
     """Types of dots' and reductions' operands, layouts spelt out."""
     layouts = dict(re.findall(r"^(#\w+) = (#ttg\.[^\n]*)$", ttgir, re.MULTILINE))
     dots = re.findall(r"(tt\.dot) [^:]*: ([^\n]*?) loc", ttgir)
@@ -115,7 +132,16 @@ def _orders(ttgir: str) -> tuple[str, ...]:
 def _measure(job: tuple[str, int, int]) -> Usage:
     module, index, capability = job
     case: CompileCase = importlib.import_module(module).COMPILE_CASES[index]
-    return Usage(module, index, case.kernel.__name__, capability, *compile_case(case, capability))
+    compiled = asdict(compile_case(case, capability))
+    return Usage(module=module, case=index, kernel=case.kernel.__name__, capability=capability, **compiled)
+
+
+def modules() -> list[str]:
+    """All modules of kernels that have cases."""
+    import redraft.kernels
+
+    names = (f"redraft.kernels.{one.name}" for one in pkgutil.iter_modules(redraft.kernels.__path__))
+    return [name for name in names if hasattr(importlib.import_module(name), "COMPILE_CASES")]
 
 
 def measure(modules: list[str], workers: int) -> Iterator[Usage]:
@@ -134,12 +160,12 @@ def measure(modules: list[str], workers: int) -> Iterator[Usage]:
 def main() -> None:
     """Print one JSON line per module, case and architecture."""
     parser = argparse.ArgumentParser(description="Compile kernels for every supported GPU, without one.")
-    parser.add_argument("modules", nargs="+", help="modules with COMPILE_CASES, e.g. redraft.kernels.sample")
+    parser.add_argument("modules", nargs="*", help="modules with COMPILE_CASES, e.g. redraft.kernels.sample; else all")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes to compile in")
     arguments = parser.parse_args()
     if INTERPRETED:
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    for usage in measure(arguments.modules, arguments.workers):
+    for usage in measure(arguments.modules or modules(), arguments.workers):
         sys.stdout.write(json.dumps(asdict(usage)) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -24,15 +25,22 @@ def cpu_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim:
     return FusedAttention(library, rows, page_table, position_bound)
 
 
-def block_attention(rows: Rows, page_table: Tensor, position_bound: int, head_dim: int, first: int = 0) -> Attention:
+def block_attention(
+    rows: Rows, page_table: Tensor, position_bound: int, head_dim: int, requests: int | None = None, first: int = 0
+) -> Attention:
     """The target's on a GPU; and a draft's anywhere, whose rows may see rows behind them.
 
-    Positions before ``first`` are seen by none but their own rows; what lies in their cells has to be finite.  Where
-    nothing is compiled it is the twin.
+    The rows are of ``requests`` at most, where that is known.  Positions before ``first`` are seen by none but their
+    own rows; what lies in their cells has to be finite.  Where nothing is compiled it is the twin.
     """
     if use_triton(rows.token, page_table):
-        return PagedAttention(rows, page_table, position_bound, first)
+        return PagedAttention(rows, page_table, position_bound, first, requests=requests)
     library = load_fused() if rows.token.device.type == "cpu" else None
     if library is None or head_dim % LANES:
         return TwinAttention(rows, page_table, position_bound, first)
     return FusedAttention(library, rows, page_table, position_bound, first)
+
+
+def of_requests(make: MakeAttention, requests: int) -> MakeAttention:
+    """``make``, told that rows are of ``requests`` at most if it is the one whose work follows from that."""
+    return partial(block_attention, requests=requests) if make is block_attention else make

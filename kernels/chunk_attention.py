@@ -175,7 +175,7 @@ def chunk_attention_twin(
     return Partial(*(torch.stack(parts, 2) for parts in zip(*found, strict=True)))
 
 
-def _case(dtype: torch.dtype, G: int, HD: int, HKV: int, merge: bool) -> CompileCase:
+def _case(dtype: torch.dtype, G: int, HD: int, HKV: int, *, merge: bool, dependent: bool = False) -> CompileCase:
     name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     tables = ("position", "depth", "slot", "path", "page_table")
     types = {
@@ -187,12 +187,18 @@ def _case(dtype: torch.dtype, G: int, HD: int, HKV: int, merge: bool) -> Compile
         **dict.fromkeys(("R", "C", "W", "P", "FIRST", "SLAB"), "i32"),
     }
     absent = {} if merge else {"p_out": None, "p_ticket": None}
-    constants = {**_constants(dtype, HKV, G, HD), **absent, "MERGE": merge, "STEP": MERGE_STEP, "DEPENDENT": False}
-    return CompileCase(chunks_of_items, types, constants, **_options(dtype, HD))
+    constants = {**_constants(dtype, HKV, G, HD), **absent, "MERGE": merge, "STEP": MERGE_STEP, "DEPENDENT": dependent}
+    return CompileCase(
+        chunks_of_items, types, constants, divisible=("q_stride",), least_capability=90 * dependent,
+        **_options(dtype, HD),
+    )  # fmt: skip
 
 
+_BF16 = torch.bfloat16
+SIZES = ((_BF16, 3, 64, 3), (_BF16, 4, 128, 8), (_BF16, 2, 128, 8), (torch.float32, 4, 128, 8))
+"""Of SmolLM2-135M, Qwen3-8B and Qwen3-1.7B; and what fp32 is multiplied by."""
 COMPILE_CASES = [
-    _case(*sizes, merge=merge)
-    for merge in (False, True)
-    for sizes in ((torch.bfloat16, 3, 64, 3), (torch.bfloat16, 4, 128, 8), (torch.float32, 4, 128, 8))
+    *(_case(*sizes, merge=merge) for merge in (False, True) for sizes in SIZES),
+    _case(*SIZES[1], merge=True, dependent=True),
 ]
+"""The sizes in two launches, then in one; then launched early."""

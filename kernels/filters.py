@@ -8,8 +8,9 @@ are one cut-off: token v survives if ``sort_key(z)[v] >= cut``.  In this order o
 - top_p: the shortest prefix of what is left whose share of the softmax over what is left reaches top_p (at least one).
 
 Everything is decided in integers: a key is an order-preserving integer of (z, id), a softmax weight is exp(z − max z)
-in units of 2⁻⁴⁰, truncated.  Sums of integers do not depend on their order, so twin, CPU path and Triton's search keep
-the same tokens, whatever the block size.  A token below 2⁻⁴⁰ of the likeliest weighs nothing; top_p ≥ 1 is off.
+in units of 2⁻⁴⁰, truncated.  Sums of integers do not depend on their order, so twin, CPU path and Triton's search
+(cutoff.py) keep the same tokens, whatever the block size.  A token below 2⁻⁴⁰ of the likeliest weighs nothing;
+top_p ≥ 1 is off.
 """
 # kernels' parameters are Triton's, not Python's
 # mypy: disable-error-code="no-untyped-def"
@@ -18,8 +19,8 @@ from __future__ import annotations
 
 import torch
 
-from redraft.kernels.noise import log_device, log_fp32
-from redraft.kernels.triton_support import CompileCase, check_tensor, jit, tl
+from redraft.kernels.noise import log_fp32
+from redraft.kernels.triton_support import jit, tl
 
 FP32_MAX = 3.4028234663852886e38
 FP32_TINY = 2.0**-126
@@ -125,131 +126,3 @@ def softmax_weight_device(distance):
     series = series * r + 1.0
     power = ((n.to(tl.int32) + 167) << 23).to(tl.float32, bitcast=True)
     return (series * power).to(tl.int64)
-
-
-@jit
-def prefix_device(p_row, V, temperature, z_max, cut, BLOCK: tl.constexpr):
-    """How many tokens of a row have a key of at least ``cut``, and what they weigh."""
-    b_count = tl.zeros([BLOCK], tl.int64)
-    b_weight = tl.zeros([BLOCK], tl.int64)
-    for i_first in range(0, V, BLOCK):
-        o_id = i_first + tl.arange(0, BLOCK)
-        m_id = o_id < V
-        b_z = scale_device(tl.load(p_row + o_id, mask=m_id, other=float("-inf")), temperature)
-        m_kept = m_id & (sort_key_device(b_z, o_id) >= cut)
-        b_count += m_kept.to(tl.int64)
-        b_weight += tl.where(m_kept, softmax_weight_device(b_z - z_max), 0)
-    return tl.sum(b_count, 0), tl.sum(b_weight, 0)
-
-
-@jit
-def cutoff_rows_kernel(p_logits, p_slot, p_temperature, p_top_p, p_min_p, p_top_k, p_cut, V, BLOCK: tl.constexpr):
-    """One program per row of ``p_logits [R, V]``: bisection over keys, exact because keys are integers and distinct.
-
-    Stores a cut-off that keeps what the twin's keeps, but any number in the gap between two keys may stand for it.
-    """
-    i_row = tl.program_id(0).to(tl.int64)
-    p_row = p_logits + i_row * V
-    slot = tl.load(p_slot + i_row)
-    temperature = tl.load(p_temperature + slot)
-    top_p = tl.load(p_top_p + slot)
-    min_p = tl.load(p_min_p + slot)
-    top_k = tl.load(p_top_k + slot)
-    cut = tl.full([], -9223372036854775808, tl.int64)
-    if (temperature >= 1e-5) & ((top_p < 1.0) | (min_p > 0.0) | (top_k > 0)):
-        b_max = tl.full([BLOCK], float("-inf"), tl.float32)
-        for i_first in range(0, V, BLOCK):
-            o_id = i_first + tl.arange(0, BLOCK)
-            b_logits = tl.load(p_row + o_id, mask=o_id < V, other=float("-inf"))
-            b_max = tl.maximum(b_max, scale_device(b_logits, temperature))
-        z_max = tl.maximum(tl.max(b_max, 0), -3.4028234663852886e38)
-        above = (order_bits_device(z_max) + 1) << 32
-        if min_p > 0.0:
-            threshold = z_max + log_device(tl.minimum(tl.maximum(min_p, 1.1754943508222875e-38), 1.0))
-            cut = order_bits_device(tl.where(threshold == 0.0, 0.0, threshold)) << 32
-        if top_k > 0:
-            count, _ = prefix_device(p_row, V, temperature, z_max, cut, BLOCK)
-            high = above
-            while count > top_k:
-                # the mean rounded down, without overflow
-                middle = (cut >> 1) + (high >> 1) + (cut & high & 1)
-                count_middle, _ = prefix_device(p_row, V, temperature, z_max, middle, BLOCK)
-                if count_middle >= top_k:
-                    cut = middle
-                    count = count_middle
-                else:
-                    high = middle
-        if top_p < 1.0:
-            count, weight = prefix_device(p_row, V, temperature, z_max, cut, BLOCK)
-            needed = tl.maximum(tl.ceil(top_p.to(tl.float64) * weight.to(tl.float64)).to(tl.int64), 1)
-            high = above
-            count_high = count * 0
-            # the last token kept lies in [cut, high)
-            while count - count_high > 1:
-                middle = (cut >> 1) + (high >> 1) + (cut & high & 1)
-                count_middle, weight = prefix_device(p_row, V, temperature, z_max, middle, BLOCK)
-                if weight >= needed:
-                    cut = middle
-                    count = count_middle
-                else:
-                    high = middle
-                    count_high = count_middle
-    tl.store(p_cut + i_row, cut)
-
-
-def cutoff_kernel(
-    logits: torch.Tensor,
-    row_slot: torch.Tensor,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    top_k: torch.Tensor,
-    block: int = 2048,
-) -> torch.Tensor:
-    """A cut-off for each row of ``logits [R, V]``: ``[R]`` int64, lowest for greedy rows and rows without filters.
-
-    ``row_slot [R]`` int64 indexes the tables ``temperature``, ``top_p``, ``min_p`` (fp32) and ``top_k`` (int64).
-    """
-    check_tensor("logits", logits, 2, torch.float32, torch.bfloat16, torch.float16)
-    check_tensor("row_slot", row_slot, 1, torch.int64, like=logits)
-    for name, table in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
-        check_tensor(name, table, 1, torch.float32, like=logits)
-    check_tensor("top_k", top_k, 1, torch.int64, like=logits)
-    R, V = logits.shape
-    cut = torch.empty(R, dtype=torch.int64, device=logits.device)
-    if R:
-        cutoff_rows_kernel[(R,)](
-            logits,
-            row_slot,
-            temperature,
-            top_p,
-            min_p,
-            top_k,
-            cut,
-            V,
-            BLOCK=block,
-            num_warps=8,
-            enable_fp_fusion=False,
-        )
-    return cut
-
-
-COMPILE_CASES = tuple(
-    CompileCase(
-        cutoff_rows_kernel,
-        {
-            "p_logits": dtype,
-            "p_slot": "*i64",
-            "p_temperature": "*fp32",
-            "p_top_p": "*fp32",
-            "p_min_p": "*fp32",
-            "p_top_k": "*i64",
-            "p_cut": "*i64",
-            "V": "i32",
-        },
-        {"BLOCK": 2048},
-        num_warps=8,
-        enable_fp_fusion=False,
-    )
-    for dtype in ("*fp32", "*bf16")
-)

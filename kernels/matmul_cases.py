@@ -94,8 +94,16 @@ WEIGHTS = (
     Weight(1536, 576, "*fp32", norm=True, gated=True),
     Weight(960, 576, "*fp16", norm=True, half=32),
     Weight(4096, 2048, "*bf16", norm=True, half=64, qk_norm=True),
+    Weight(151936, 4096, "*bf16", norm=True),
+    Weight(2048, 6144, "*bf16", residual=True),
+    Weight(576, 1536, "*bf16", residual=True),
+    Weight(576, 576, "*bf16", residual=True),
+    Weight(1536, 576, "*bf16", norm=True, gated=True),
+    Weight(1152, 896, "*bf16", norm=True, half=32, bias=True),
 )
-"""The heaviest of each plan: 64 columns in parts, 64 gated, fp32, 16 in pairs, whole heads."""
+"""What is launched, each that differs from the others in how it is compiled: biased projections, gates, fp32, heads of
+64 and of 128 with their norms; the head; what is added to the residual stream, in four parts, in two, and in one whose
+last block of K is half empty; 16 columns of gates; biased heads (Qwen2)."""
 
 GROUPS = tuple(variants(weight) for weight in WEIGHTS)
 DEPENDENT = tuple(

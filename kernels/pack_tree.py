@@ -9,6 +9,8 @@ these are the R nodes with the greatest expected acceptance length (DDTree, arXi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,6 +21,10 @@ from redraft.kernels.triton_support import CompileCase, check_tensor, jit, next_
 
 MAX_NODES = 64
 """Nodes per slot, the root included: the kernel keeps a slot's [W, W] table in registers."""
+BLOCK = 2048
+"""Nodes that are ranked at a time; a batch of more goes through the kernel in several."""
+_REGISTERS = 128
+"""A thread's bound.  One program has a multiprocessor to itself; not told so, ptxas spills to make room for more."""
 _INF = float("inf")
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -96,45 +102,74 @@ def pack_tree_twin(
     )
 
 
-@jit
-def _rank(p_parent, p_score, p_active, p_upto, S, R, W: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One program.  ``p_upto`` [S * W] int32: how many nodes up to and including this key are chosen."""
-    o_key = tl.arange(0, BLOCK)
-    o_slot = o_key // W
-    m_live = o_key < S * W
-    m_live = m_live & tl.load(p_active + o_slot, mask=m_live, other=0).to(tl.int1)
+@jit(do_not_specialize=["S", "R"])  # type: ignore[untyped-decorator]
+def _rank(  # type: ignore[no-untyped-def]
+    p_parent, p_score, p_active, p_upto, S, R, W: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One program.  ``p_upto`` [S * W] int32: how many nodes up to and including this key are chosen.
 
-    # the lowest score on the way to the root; like the twin's, +inf from a draft ranks below a root
-    b_node = tl.where(m_live, o_key % W, 0)
-    b_score = tl.full([BLOCK], float("inf"), tl.float32)
-    while tl.max(b_node, 0) > 0:
-        m_node = b_node > 0
-        b_own = tl.load(p_score + o_slot * W + b_node, mask=m_node, other=0.0)
-        b_own = tl.where(b_own == b_own, tl.minimum(b_own, 3.4028234663852886e38), float("-inf"))
-        b_score = tl.where(m_node, tl.minimum(b_score, b_own), b_score)
-        b_node = tl.load(p_parent + o_slot * W + b_node, mask=m_node, other=0).to(tl.int32)
-    m_live = m_live & (b_score > float("-inf"))
+    Keys are gone through by ``BLOCK``, so registers do however many there are.  In between, ``p_upto`` has of each an
+    integer that orders as its score does, the lowest of all where there is no node.
+    """
+    nodes = S * W
+    for i_first in range(0, nodes, BLOCK):
+        o_key = i_first + tl.arange(0, BLOCK)
+        o_root = o_key // W * W
+        m_live = o_key < nodes
+        m_live = m_live & tl.load(p_active + o_key // W, mask=m_live, other=0).to(tl.int1)
 
-    # an integer that orders as the score does, 0 and -0 being equal
-    b_bits = tl.where(b_score == 0.0, 0.0, b_score).to(tl.int32, bitcast=True)
-    b_rank = (b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
-    b_rank = tl.where(m_live, b_rank, 0)
+        # the lowest score on the way to the root; like the twin's, +inf from a draft ranks below a root
+        b_node = tl.where(m_live, o_key - o_root, 0)
+        b_score = tl.full([BLOCK], float("inf"), tl.float32)
+        while tl.max(b_node, 0) > 0:
+            m_node = b_node > 0
+            b_own = tl.load(p_score + o_root + b_node, mask=m_node, other=0.0)
+            b_own = tl.where(b_own == b_own, tl.minimum(b_own, 3.4028234663852886e38), float("-inf"))
+            b_score = tl.where(m_node, tl.minimum(b_score, b_own), b_score)
+            b_node = tl.load(p_parent + o_root + b_node, mask=m_node, other=0).to(tl.int32)
+        m_live = m_live & (b_score > float("-inf"))
 
-    # bit by bit the highest rank that at least R nodes reach; 0 when all nodes fit
-    threshold = tl.full([], 0, tl.int64)
+        # 0 and -0 are equal; no score has the lowest integer
+        b_bits = tl.where(b_score == 0.0, 0.0, b_score).to(tl.int32, bitcast=True)
+        b_rank = tl.where(m_live, b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF), -2147483648)
+        tl.store(p_upto + o_key, b_rank, mask=o_key < nodes)
+    tl.debug_barrier()
+
+    # bit by bit the highest rank that at least R nodes reach; the lowest when all nodes fit
+    threshold = tl.full([], -2147483648, tl.int64)
     bit = tl.full([], 0x80000000, tl.int64)
     while bit > 0:
-        reached = tl.sum((b_rank >= threshold + bit).to(tl.int32), 0)
-        threshold = tl.where(reached >= R, threshold + bit, threshold)
+        b_reached = tl.zeros([BLOCK], tl.int32)
+        for i_first in range(0, nodes, BLOCK):
+            o_key = i_first + tl.arange(0, BLOCK)
+            b_rank = tl.load(p_upto + o_key, mask=o_key < nodes, other=-2147483648)
+            b_reached += (b_rank >= (threshold + bit).to(tl.int32)).to(tl.int32)
+        threshold = tl.where(tl.sum(b_reached, 0) >= R, threshold + bit, threshold)
         bit = bit >> 1
-    m_above = b_rank > threshold
-    m_tied = m_live & (b_rank == threshold)
-    room = R - tl.sum(m_above.to(tl.int32), 0)
-    m_chosen = m_above | (m_tied & (tl.cumsum(m_tied.to(tl.int32), 0) <= room))
-    tl.store(p_upto + o_key, tl.cumsum(m_chosen.to(tl.int32), 0), mask=o_key < S * W)
+    lowest = threshold.to(tl.int32)
+    b_above = tl.zeros([BLOCK], tl.int32)
+    for i_first in range(0, nodes, BLOCK):
+        o_key = i_first + tl.arange(0, BLOCK)
+        b_rank = tl.load(p_upto + o_key, mask=o_key < nodes, other=-2147483648)
+        b_above += (b_rank > lowest).to(tl.int32)
+    room = R - tl.sum(b_above, 0)
+
+    # of those at the threshold the first; absent nodes are at none
+    upto = tl.full([], 0, tl.int32)
+    tied = tl.full([], 0, tl.int32)
+    for i_first in range(0, nodes, BLOCK):
+        o_key = i_first + tl.arange(0, BLOCK)
+        b_rank = tl.load(p_upto + o_key, mask=o_key < nodes, other=-2147483648)
+        m_tied = (b_rank == lowest) & (b_rank > -2147483648)
+        b_tied = tied + tl.cumsum(m_tied.to(tl.int32), 0)
+        m_chosen = (b_rank > lowest) | (m_tied & (b_tied <= room))
+        b_upto = upto + tl.cumsum(m_chosen.to(tl.int32), 0)
+        tl.store(p_upto + o_key, b_upto, mask=o_key < nodes)
+        tied += tl.sum(m_tied.to(tl.int32), 0)
+        upto += tl.sum(m_chosen.to(tl.int32), 0)
 
 
-@jit
+@jit(do_not_specialize=["S", "R"])  # type: ignore[untyped-decorator]
 def _fill(  # type: ignore[no-untyped-def]
     p_cand_token, p_cand_parent, p_length, p_upto,
     p_token, p_slot, p_position, p_depth, p_parent, p_index, p_path, p_first_row, p_row_count,
@@ -220,14 +255,19 @@ def pack_tree_kernel(
     token, slot, position, depth, parent, index = (cand_token.new_empty(R) for _ in range(6))
     path = cand_token.new_empty(R, W)
     first_row, row_count = cand_token.new_empty(S + 1), cand_token.new_empty(S + 1)
-    block = next_power_of_2(S * W)
-    _rank[(1,)](cand_parent, cand_score, active, upto, S, R, W=W, BLOCK=block, num_warps=4 if block <= 1024 else 16)
+    block = min(next_power_of_2(S * W), BLOCK)
+    _rank[(1,)](cand_parent, cand_score, active, upto, S, R, W=W, BLOCK=block, **_options(block))
     _fill[(S + 1,)](
         cand_token, cand_parent, length, upto,
         token, slot, position, depth, parent, index, path, first_row, row_count,
         S, R, W=W, BLOCK=next_power_of_2(W),
     )  # fmt: skip
     return Rows(token, slot, position, depth, parent, index, path, first_row, row_count)
+
+
+def _options(block: int) -> dict[str, Any]:
+    """Of the launch that ranks nodes by ``block``."""
+    return {"num_warps": 4 if block <= 1024 else 16, "maxnreg": _REGISTERS}
 
 
 _RANK_TYPES = {"p_parent": "*i64", "p_score": "*fp32", "p_active": "*i1", "p_upto": "*i32", "S": "i32", "R": "i32"}
@@ -238,11 +278,14 @@ _FILL_TYPES = {
     "S": "i32",
     "R": "i32",
 }
+_BLOCKS = {64: (31,), 1024: (31, 64), BLOCK: (31, 47, 64)}
 COMPILE_CASES = [
-    CompileCase(_rank, _RANK_TYPES, {"W": 8, "BLOCK": 128}),
-    CompileCase(_rank, _RANK_TYPES, {"W": 16, "BLOCK": 1024}),
-    CompileCase(_rank, _RANK_TYPES, {"W": 64, "BLOCK": 4096}, num_warps=16),
-    CompileCase(_fill, _FILL_TYPES, {"W": 8, "BLOCK": 8}),
-    CompileCase(_fill, _FILL_TYPES, {"W": 64, "BLOCK": 64}),
+    *(
+        CompileCase(_rank, _RANK_TYPES, {"W": W, "BLOCK": block}, **_options(block))
+        for block, widths in _BLOCKS.items()
+        for W in widths
+    ),
+    *(CompileCase(_fill, _FILL_TYPES, {"W": W, "BLOCK": next_power_of_2(W)}) for W in (8, 31, 47, 64)),
 ]
-"""The block of ``_rank`` grows with slots times nodes; the largest here is 64 slots of 64 nodes."""
+"""31 nodes are the root and twice 15 drafted, 47 those and 16 that a grammar forces, 64 all that a slot may have.  More
+slots make blocks fuller, then more blocks, so these are the cases of any batch."""

@@ -42,17 +42,28 @@ MULTIPROCESSORS = 128
 """Of the GPUs that this is for 108 to 170; the same for all, so that a pass has as many launches on each."""
 
 
-def one_launch_pays(rows: int, run: int, chunks: int, heads: int, kv_heads: int, dim: int) -> bool:
+def most_items(rows: int, requests: int, run: int, chunks: int, own: int) -> int:
+    """Bound of a pass's items.
+
+    Rows of one request share an item of every chunk, up to ``run`` of them, and a run ends at each multiple of ``run``.
+    Beside these a row has ``own`` chunks at most in which its keys lie on a path of its own.
+    """
+    runs = min(rows, requests + (rows - 1) // run)
+    return min(runs * chunks + rows * own, rows * chunks)
+
+
+def one_launch_pays(items: int, rows: int, chunks: int, heads: int, kv_heads: int, dim: int) -> bool:
     """Whether what draws tickets and reads the last rows' chunks alone is done before a second launch would be.
 
-    ``rows`` of a pass have ``chunks`` at most, and an item ``run`` rows.  Both costs are bounds: no two rows share an
-    item, and an item's rows all wait for the same program.  With 9 heads of 64 on 3 KV heads, 16 rows stay in one
-    launch up to 1,024 positions (1.3 us of reading); with 32 of 128 on 8 a row does up to 4,096 (0.8 us), and 16 rows
-    up to 256 (0.8 us): at 8,192 one SM would read 2 MB for each KV head.
+    Of ``items`` at most, each of up to ``rows`` rows and ``chunks``.  Both costs are bounds: there are as many items,
+    and an item's rows all wait for the same program.  With 9 heads of 64 on 3 KV heads, 16 rows of one request stay in
+    one launch up to 1,152 positions (1.4 us of reading), in items of 8 up to 2,048 (1.3 us); with 32 of 128 on 8 a row
+    does up to 4,096 (0.8 us), and 16 rows in items of 8 up to 640 (1.0 us): at 8,192 one SM would read 2 MB for each KV
+    head.
     """
-    items = rows * chunks * kv_heads / (MULTIPROCESSORS * resident(dim))
-    size = min(run, rows) * (heads // kv_heads) * chunks * (dim + 2) * 4
-    return max(items, 1.0) * TICKET_SECONDS + size / MERGE_BYTES_PER_SECOND < LAUNCH_SECONDS
+    drawn = items * kv_heads / (MULTIPROCESSORS * resident(dim))
+    size = rows * (heads // kv_heads) * chunks * (dim + 2) * 4
+    return max(drawn, 1.0) * TICKET_SECONDS + size / MERGE_BYTES_PER_SECOND < LAUNCH_SECONDS
 
 
 class PagedAttention:
@@ -65,17 +76,18 @@ class PagedAttention:
         position_bound: int,
         first: int = 0,
         *,
+        requests: int | None = None,
         programs: int | None = None,
         one_launch: bool | None = None,
     ) -> None:
         """``position_bound``: host-known bound of any row's position + 1.  ``first``: as ``TwinAttention`` has it.
 
-        ``programs`` share the work; as many as the GPU holds unless told.  ``one_launch``: whether a layer has one or
-        two; as it pays unless told.
+        ``requests``: bound of those the rows are of, a row each unless told.  ``programs`` share the work; as many as
+        the GPU holds unless told.  ``one_launch``: whether a layer has one or two; as it pays unless told.
         """
         tables = {name: getattr(rows, name).contiguous() for name in ("slot", "position", "depth", "path")}
         self.rows, self.page_table, self.bound = replace(rows, **tables), page_table.contiguous(), position_bound
-        self.first, self.programs, self.one_launch = first, programs, one_launch
+        self.first, self.requests, self.programs, self.one_launch = first, requests, programs, one_launch
         tickets(page_table.device)  # by the first pass of all, which no graph captures
         self.sizes: tuple[torch.dtype, int, int, int] | None = None
 
@@ -100,10 +112,21 @@ class PagedAttention:
 
     def _plan(self, dtype: torch.dtype, HQ: int, HKV: int, HD: int) -> None:
         """What is the same in every layer: the items, room for partial results, and how many launches."""
-        lanes, R = lanes_of(dtype, HD), self.rows.position.shape[0]
+        lanes, (R, W) = lanes_of(dtype, HD), self.rows.path.shape
         chunks = -(-self.bound // lanes)
         affordable = max(WORKSPACE_BYTES // (chunks * HQ * (HD + 2) * 4), 1)
+        requests = R if self.requests is None else min(self.requests, R)
+        # a path's W - 1 nodes behind its root begin anywhere in a chunk; a root alone has none
+        own = 1 + -(-(W - 1) // lanes) if W > 1 else 0
+
+        def pays(run: int) -> bool:
+            items = most_items(R, requests, run, chunks, own)
+            return one_launch_pays(items, min(run, R), chunks, HQ, HKV, HD)
+
         run = TILE if chunks <= FAR else 4 * TILE
+        # half as many rows wait for one program then, and keys are read twice
+        if chunks <= FAR and not pays(run) and pays(run // 2):
+            run //= 2
         while run > affordable:
             run //= 2
         # no more rows than there are: the list has room for a whole slab
@@ -113,7 +136,7 @@ class PagedAttention:
         self.can_merge = can_add_up(min(slab, R), run, chunks, HKV, HD)
         self.merges = self.one_launch
         if self.merges is None:
-            self.merges = self.can_merge and one_launch_pays(R, run, chunks, HQ, HKV, HD)
+            self.merges = self.can_merge and pays(run)
         self.sizes = dtype, HQ, HKV, HD
 
 

@@ -5,7 +5,8 @@ and its slot's parameters, whatever rows stand beside it (docs/structure.md).  T
 top_p (filters.py).  Ties go to the lowest id; a NaN counts as −∞; a row of nothing but −∞ gives 0; no id is ever ≥ V.
 
 On a GPU no probability is ever written: one program per row and block of the vocabulary finds that block's best token,
-a second kernel takes the best of the blocks, and only if a row filters, a third finds the rows' cut-offs first.
+a second kernel takes the best of the blocks, and only if a row filters, others find the rows' cut-offs first
+(cutoff.py).
 """
 # kernels' parameters are Triton's, not Python's
 # mypy: disable-error-code="no-untyped-def"
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from redraft.kernels.cutoff import CHUNK, cutoff_kernel
 from redraft.kernels.filters import (
     MIN_TEMPERATURE,
-    cutoff_kernel,
     cutoff_twin,
     scale_device,
     scale_logits,
@@ -137,7 +138,7 @@ def sample_kernel(
     filtered: bool,
     block: int = 2048,
 ) -> torch.Tensor:
-    """``sample`` in Triton, two launches or three; ``block`` is the tokens of a program, a power of two ≥ 4."""
+    """``sample`` in Triton, two launches or eight; ``block`` is the tokens of a program, a power of two ≥ 4."""
     check_tensor("logits", logits, 2, torch.float32, torch.bfloat16, torch.float16)
     check_tensor("row_slot", row_slot, 1, torch.int64, like=logits)
     check_tensor("row_position", row_position, 1, torch.int64, like=logits)
@@ -152,7 +153,8 @@ def sample_kernel(
     ids = torch.empty(R, blocks, dtype=torch.int32, device=logits.device)
     cut = row_slot
     if sampled and filtered:
-        cut = cutoff_kernel(logits, row_slot, table.temperature, table.top_p, table.min_p, table.top_k, block)
+        tables = (table.temperature, table.top_p, table.min_p, table.top_k)
+        cut = cutoff_kernel(logits, row_slot, *tables, chunk=min(CHUNK, 2 * block))
     best_of_block_kernel[(R, blocks)](
         logits,
         row_slot,

@@ -78,7 +78,7 @@ def _sum_chunks(  # type: ignore[no-untyped-def]
     tl.store(p_out + ((first_row + row) * HQ + head) * HD + o_d, b_out.to(p_out.dtype.element_ty), mask=m_d)
 
 
-def _case(HD: int) -> CompileCase:
+def _case(HD: int, HQ: int, dependent: bool = False) -> CompileCase:
     types = {
         **dict.fromkeys(("p_highest", "p_weight", "p_sum"), "*fp32"),
         "p_chunks": "*i32",
@@ -86,8 +86,9 @@ def _case(HD: int) -> CompileCase:
         "first_row": "i32",
         "C": "i32",
     }
-    sizes = {"HD": HD, "BLOCK_D": block_of(HD), "HQ": 32, "STEP": STEP, "BLOCK_C": 128, "DEPENDENT": False}
-    return CompileCase(_sum_chunks, types, sizes, num_warps=1, enable_fp_fusion=False)
+    sizes = {"HD": HD, "BLOCK_D": block_of(HD), "HQ": HQ, "STEP": STEP, "BLOCK_C": 128, "DEPENDENT": dependent}
+    least = 90 * dependent
+    return CompileCase(_sum_chunks, types, sizes, num_warps=1, enable_fp_fusion=False, least_capability=least)
 
 
-COMPILE_CASES = [_case(128)]
+COMPILE_CASES = [_case(64, 9), _case(128, 32), _case(128, 32, dependent=True)]

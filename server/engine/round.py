@@ -18,7 +18,7 @@ from redraft.drafts.base import Bounds, Candidates, Drafter, Passed
 from redraft.drafts.forced import with_forced
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.accept import Committed, accept
-from redraft.kernels.attention import MakeAttention
+from redraft.kernels.attention import MakeAttention, of_requests
 from redraft.kernels.compact_kv import compact_kv
 from redraft.kernels.logprobs import Logprobs
 from redraft.kernels.pack_tree import pack_tree
@@ -106,6 +106,8 @@ def round_parts(
     tree = (drafter if plan.drafting else PLAIN).propose(state.draft, bounds)
     if plan.forced:
         tree = with_forced(tree, state.forced)
+    if not plan.prefill:
+        make_attention = of_requests(make_attention, plan.requests)
     score = _weighed(state, tree, plan)
     rows = pack_tree(tree.token, tree.parent, score, state.active, state.length, plan.rows)
     if plan.guided:

@@ -20,9 +20,10 @@ from redraft.drafts.eagle3_config import Eagle3Config
 from redraft.drafts.merged import MergedDrafter
 from redraft.drafts.ngram import NgramDrafter
 from redraft.drafts.none import NoDrafter
-from redraft.kernels.attention import block_attention, cpu_attention
+from redraft.kernels.attention import block_attention, cpu_attention, of_requests
 from redraft.kernels.linear import Linear
 from redraft.kernels.rows import Rows
+from redraft.kernels.tree_attention import TwinAttention
 from redraft.server.engine.adjusting import Stages
 from redraft.server.engine.prefill_table import Chunk
 from redraft.server.engine.round import Plan, run_prefill, run_round
@@ -213,6 +214,27 @@ def test_prefill_looks_at_no_data(kind: str, random_target: Callable[[str], Path
         beside = dataclasses.replace(plan, rows=5, requests=1, capped=True)
         committed, tree, *_ = run_round(state, target, drafter, beside, block_attention)
     assert committed.tokens.shape == tree.token.shape == (3, 8)
+
+
+@pytest.mark.parametrize(("prefill", "requests"), [(0, 2), (8, None)])
+def test_attention_is_told_of_how_many_requests_a_round_is(
+    prefill: int, requests: int | None, random_target: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which its launches follow from on a GPU; of how many a prefill is nobody says."""
+    told = []
+
+    def paged(rows: Rows, pages: torch.Tensor, bound: int, first: int, *, requests: int | None) -> TwinAttention:
+        told.append(requests)
+        return TwinAttention(rows, pages, bound, first)
+
+    monkeypatch.setattr("redraft.kernels.attention.use_triton", lambda *tensors: True)
+    monkeypatch.setattr("redraft.kernels.attention.PagedAttention", paged)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        state, target, drafter = fake_parts(random_target("llama"), "ngram", 7)
+        state.prefill.write((Chunk(1, 64, 5),), 8)
+        run_round(state, target, drafter, dataclasses.replace(PLAN, prefill=prefill, prefill_bound=69), block_attention)
+    assert told == [requests]
+    assert of_requests(cpu_attention, 2) is cpu_attention
 
 
 def test_the_check_notices_an_op_that_reads(random_target: Callable[[str], Path]) -> None:

@@ -106,9 +106,8 @@ def trees(g: torch.Generator, S: int, W: int, V: int, length: Tensor) -> Rows:
     parent = torch.zeros(S + 1, W, dtype=torch.int64)
     for i in range(1, W):
         parent[:, i] = torch.randint(max(i - 3, 0), i, (S + 1,), generator=g)
-    active = torch.arange(S + 1) < S
-    token = torch.randint(0, min(V, 4), (S + 1, W), generator=g)
-    return pack_tree_twin(token, parent, torch.rand(S + 1, W, generator=g), active, length, S * W + 2)
+    token, score = torch.randint(0, min(V, 4), (S + 1, W), generator=g), torch.rand(S + 1, W, generator=g)
+    return pack_tree_twin(token, parent, score, torch.arange(S + 1) < S, length, S * W + 2)
 
 
 @st.composite
@@ -172,12 +171,12 @@ def moved(parts: Any, device: torch.device) -> Any:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(), used=st.sets(st.sampled_from(STAGES)))
-def test_kernel_equals_twin(kernel_device: torch.device, case: Case, used: set[str]) -> None:
+def test_kernel_equals_twin(kernel_device: torch.device, poisoned: Any, case: Case, used: set[str]) -> None:
     """Byte for byte; small blocks, so that rows span several and the last one is ragged."""
     tables = {name: table for name, table in case.tables().items() if name in used}
-    there = {name: moved(table, kernel_device) for name, table in tables.items()}
-    rows = moved(case.rows, kernel_device)
-    got = adjust_kernel(case.logits.to(kernel_device), rows, **there, block=32).cpu()
+    rows, there = moved(case.rows, kernel_device), {name: moved(one, kernel_device) for name, one in tables.items()}
+    with poisoned():
+        got = adjust_kernel(case.logits.to(kernel_device), rows, **there, block=32).cpu()
     assert torch.equal(got.view(torch.int32), adjust_twin(case.logits, case.rows, **tables).view(torch.int32))
 
 

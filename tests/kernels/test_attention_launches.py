@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from redraft.benchmarks.attention_cases import Case, Texts, chain, comb
+from redraft.kernels import paged_attention
 from redraft.kernels.attention_items import attention_items
 from redraft.kernels.attention_partial import TICKETS, make_partial, tickets
 from redraft.kernels.chunk_attention import can_add_up, chunk_attention_kernel
-from redraft.kernels.paged_attention import PagedAttention, one_launch_pays
+from redraft.kernels.paged_attention import PagedAttention, most_items, one_launch_pays
 
 pytestmark = pytest.mark.usefixtures("own_sums")
 
@@ -108,11 +109,63 @@ SMOLLM2, QWEN3_8B = (9, 3, 64), (32, 8, 128)
 
 
 @pytest.mark.parametrize(
-    ("heads", "rows", "most"), [(SMOLLM2, 1, 64), (SMOLLM2, 16, 8), (QWEN3_8B, 1, 32), (QWEN3_8B, 16, 2)], ids=str
+    ("heads", "rows", "run", "most"),
+    [(SMOLLM2, 1, 16, 64), (SMOLLM2, 16, 16, 9), (SMOLLM2, 16, 8, 18), (QWEN3_8B, 1, 16, 32), (QWEN3_8B, 16, 8, 5)],
+    ids=str,
 )
-def test_one_launch_pays_up_to_a_context(heads: tuple[int, int, int], rows: int, most: int) -> None:
-    """The figures of ``one_launch_pays``: whoever changes what it rests on argues anew."""
-    assert [chunks for chunks in (1, 2, 4, 8, 16, 32, 64) if one_launch_pays(rows, 16, chunks, *heads)][-1] == most
+def test_one_launch_pays_up_to_a_context(heads: tuple[int, int, int], rows: int, run: int, most: int) -> None:
+    """The figures of ``one_launch_pays``, for one request: whoever changes what it rests on argues anew."""
+    own = 2 if rows > 1 else 0
+
+    def pays(chunks: int) -> bool:
+        return one_launch_pays(most_items(rows, 1, run, chunks, own), min(run, rows), chunks, *heads)
+
+    assert [chunks for chunks in (*range(1, 20), 32, 64) if pays(chunks)][-1] == most
+
+
+@pytest.mark.parametrize("run", [1, 8, 16])
+def test_items_are_no_more_than_are_counted_on(run: int, kernel_device: torch.device) -> None:
+    """Trees that begin at the end of a chunk, chains, many requests of a row; runs that end within a request."""
+    texts = Texts(6, 2, 2, 16)
+    many = [(i, 126 + i, 1) for i in range(6)]
+    for case, requests in (
+        (texts.tree(comb(0, 126, 9), comb(1, 300, 4)), 2),
+        (texts.tree(chain(0, 250, 17), chain(1, 0, 2), padding=3), 2),
+        (texts.tree(*(chain(*one) for one in many)), 6),
+    ):
+        R, W = case.rows.path.shape
+        chunks, own = -(-case.bound // 16), 1 + -(-(W - 1) // 16) if W > 1 else 0
+        here = case.to(kernel_device)
+        items = attention_items(here.rows, here.pages, chunks, lanes=16, run=run, slab=-(-R // run) * run)
+        assert int(items.total.sum()) <= most_items(R, requests, run, chunks, own) <= R * chunks
+
+
+@pytest.mark.parametrize(
+    ("heads", "run", "requests", "merges"),
+    [((32, 8), 8, 1, True), ((16, 8), 16, 1, True), ((32, 8), 16, None, False)],
+    ids=str,
+)
+def test_verifying_16_rows_of_a_request(
+    heads: tuple[int, int], run: int, requests: int | None, merges: bool, kernel_device: torch.device
+) -> None:
+    """On heads of Qwen3-8B and 1.7B, at 512 positions: one launch, if the pass says that it is one request."""
+    case = Texts(1, 2, 2, 16).tree(comb(0, 490, 8), padding=1).to(kernel_device)
+    attention = PagedAttention(case.rows, case.pages, 512 + 31, requests=requests)
+    attention._plan(torch.bfloat16, *heads, 128)
+    assert len(case.rows.token) == 16
+    assert (attention.items.run, attention.merges) == (run, merges)
+
+
+def test_items_of_fewer_rows_where_one_launch_pays_then(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes stay: what is dealt out to whom moves none of them."""
+    case = Texts(1, 8, 2, 16).tree(comb(0, 126, 8)).to(kernel_device)
+    apart = attend(case, one=False)
+    monkeypatch.setattr(paged_attention, "one_launch_pays", lambda items, rows, *rest: rows <= 8)
+    attention = PagedAttention(case.rows, case.pages, case.bound, requests=1, programs=4)
+    assert torch.equal(attention(case.q, case.key, case.value, torch.float32), apart)
+    assert (attention.merges, attention.items.run) == (True, 8)
 
 
 def test_a_pass_has_the_launches_that_pay(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

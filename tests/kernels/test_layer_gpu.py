@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -33,11 +34,14 @@ def both(device: torch.device, heads: int, kv_heads: int, dim: int) -> tuple[Gpu
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [1, 63, 1025])
-def test_norm(kernel_device: torch.device, width: int, dtype: torch.dtype) -> None:
+def test_norm(
+    kernel_device: torch.device, poisoned: Callable[[], AbstractContextManager[None]], width: int, dtype: torch.dtype
+) -> None:
     x = torch.randn(5, width, device=kernel_device).mul_(30).to(dtype)
     x[3] = 0
     weight = torch.randn(width, device=kernel_device)
-    made = rms_norm_kernel(x, weight, EPS)
+    with poisoned():
+        made = rms_norm_kernel(x, weight, EPS)
     torch.testing.assert_close(made, rms_norm_twin(x, weight, EPS), **CLOSE[dtype])
     assert torch.equal(rms_norm_kernel(x[4:], weight, EPS), made[4:])
     with pytest.raises(ValueError, match="they must agree"):
@@ -48,7 +52,13 @@ def test_norm(kernel_device: torch.device, width: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 16), (5, 1, 48), (0, 2, 128)])
 def test_rope_and_cache(
-    kernel_device: torch.device, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, normed: bool
+    kernel_device: torch.device,
+    poisoned: Callable[[], AbstractContextManager[None]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    normed: bool,
 ) -> None:
     ops, twin = both(kernel_device, heads, kv_heads, dim)
     # a part of wider rows, as the layers' keys and values of a draft are
@@ -60,7 +70,8 @@ def test_rope_and_cache(
     queries = []
     for one, cache in zip((ops, twin), caches, strict=True):
         one.turn(position, cell)
-        queries.append(one.rope_and_cache(qkv, qk_norm, cache))
+        with poisoned():
+            queries.append(one.rope_and_cache(qkv, qk_norm, cache))
     torch.testing.assert_close(*queries, **CLOSE[torch.float32])
     torch.testing.assert_close(caches[0][:, cell], caches[1][:, cell], **CLOSE[dtype])
     assert caches[0][:, [2, 3, 5, 6, 8, 10, 11]].isnan().all()

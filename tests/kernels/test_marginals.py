@@ -199,11 +199,3 @@ def test_kernel_names_what_does_not_fit(kernel_device: torch.device) -> None:
         marginals_kernel(logits, scale, 4, None, Noise(ids[:2], ids[:3], scale))
     with pytest.raises(ValueError, match="of a block of 8 can be kept, not 32"):
         block_tops_kernel(logits, scale, 32, 8)
-
-
-def test_compile_without_spilling(assert_compiles: Callable[..., Any]) -> None:
-    """With what runs before and after the draft's layers, for the compiler takes longest to start."""
-    modules = ("block_tops", "marginals", "active_slots", "block_rows")
-    usages = assert_compiles(*(f"redraft.kernels.{module}" for module in modules))
-    # noise is the target's only if products and sums are rounded as they are there
-    assert [usage for usage in usages if usage["kernel"] == "_best_of_row" and usage["fused"]] == []

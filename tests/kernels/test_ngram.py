@@ -210,16 +210,28 @@ def test_strange_ids_are_what_torch_makes_of_them(wrong: int) -> None:
     st.sampled_from([1, 2, 5, 9, 63]),
     st.integers(0, 9),
 )
-def test_kernel_is_twin(kernel_device: torch.device, texts: list[list[int]], max_nodes: int, spare: int) -> None:
+def test_kernel_is_twin(
+    kernel_device: torch.device,
+    poisoned: Callable[[], AbstractContextManager[None]],
+    texts: list[list[int]],
+    max_nodes: int,
+    spare: int,
+) -> None:
     longest = max(1, *map(len, texts))
-    assert_kernel_is_twin(kernel_device, state(texts, longest), max_nodes, longest + spare)
+    with poisoned():
+        assert_kernel_is_twin(kernel_device, state(texts, longest), max_nodes, longest + spare)
 
 
-def test_kernel_is_twin_beyond_the_window(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_is_twin_beyond_the_window(
+    kernel_device: torch.device,
+    poisoned: Callable[[], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(op, "WINDOW", 33)
     torch.manual_seed(5)
     texts = [torch.randint(0, 3, (n,)).tolist() for n in (150, 34, 33, 1)]
-    assert_kernel_is_twin(kernel_device, state(texts, 150), 9, 150)
+    with poisoned():
+        assert_kernel_is_twin(kernel_device, state(texts, 150), 9, 150)
 
 
 def assert_kernel_is_twin(
@@ -254,7 +266,3 @@ def test_kernel_refuses_tensors_that_do_not_fit(kernel_device: torch.device) -> 
         ngram_kernel(tokens, length, active[:2], newest, max_nodes=3, context_bound=4)
     with pytest.raises(ValueError, match=r"newest must be torch\.int32"):
         ngram_kernel(tokens, length, active, newest.long(), max_nodes=3, context_bound=4)
-
-
-def test_compiles(assert_compiles: Callable[[str], None]) -> None:
-    assert_compiles("redraft.kernels.ngram")

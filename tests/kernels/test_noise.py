@@ -100,12 +100,14 @@ def test_bits_do_not_depend_on_the_place_in_the_tensor():
 
 
 @pytest.mark.parametrize("n", [1, 63, 1000, 1025])
-def test_kernel_equals_twin_bit_for_bit(kernel_device, n):
+def test_kernel_equals_twin_bit_for_bit(kernel_device, poisoned, n):
     generator = torch.Generator().manual_seed(n)
     seed = torch.tensor([5, -7, 2**63 - 1], device=kernel_device)
     t = torch.tensor([0, 9, 2**20], device=kernel_device)
     ids = torch.randint(0, 151936, (3, n), generator=generator).to(kernel_device)
-    assert torch.equal(gumbel_kernel(seed, t, ids), gumbel_twin(seed, t, ids))
+    with poisoned():
+        got = gumbel_kernel(seed, t, ids)
+    assert torch.equal(got, gumbel_twin(seed, t, ids))
 
 
 def test_twin_has_no_data_dependent_op():

@@ -134,11 +134,9 @@ def test_compiled_equals_twin(compiled, poisoned, inputs: Inputs) -> None:
     assert_same(got, pack_tree_twin(*inputs))
 
 
-@pytest.mark.parametrize("R", [1, 63, 64, 65, 700, 2111, 5000])
-def test_compiled_equals_twin_at_full_size(compiled, R: int) -> None:
+def crowd(S: int, W: int, R: int) -> Inputs:
     """Few different scores, so that the cut goes through ties, of unlike bits too, and inactive slots in between."""
     torch.manual_seed(R)
-    S, W = 64, module.MAX_NODES
     parent = torch.randint(0, 10**6, (S + 1, W)) % torch.arange(W).clamp(min=1)
     score = torch.randint(-2, 40, (S + 1, W)) / 16
     score[score < 0] = -math.inf
@@ -146,16 +144,36 @@ def test_compiled_equals_twin_at_full_size(compiled, R: int) -> None:
         score[score == at / 16] = odd
     active = torch.rand(S + 1) < min(0.8, R / 100)
     active[S] = False
-    inputs = (torch.randint(0, 2**40, (S + 1, W)), parent, score, active, torch.randint(1, 999, (S + 1,)), R)
+    return torch.randint(0, 2**40, (S + 1, W)), parent, score, active, torch.randint(1, 999, (S + 1,)), R
+
+
+@pytest.mark.parametrize("R", [1, 63, 64, 65, 700, 2111, 5000])
+def test_compiled_equals_twin_at_full_size(compiled, R: int) -> None:
+    inputs = crowd(64, module.MAX_NODES, R)
     with compiled(module):
         got = pack_tree(*inputs)
     assert_same(got, pack_tree_twin(*inputs))
 
 
+@pytest.mark.parametrize(("W", "R"), [(31, 80), (47, 512), (63, 130), (64, 2111)])
+def test_kernel_equals_twin_where_nodes_are_ranked_block_after_block(
+    kernel_device: torch.device, poisoned, W: int, R: int
+) -> None:
+    """More nodes than a block has, the last one partly filled, and the cut in any of them."""
+    inputs = crowd(-(-module.BLOCK // W) + 5, W, R)
+    with poisoned():
+        got = pack_tree_kernel(*on(kernel_device, inputs))
+    assert_same(got, pack_tree_twin(*inputs))
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("block", [8, module.BLOCK])
 @given(inputs=forests())
-def test_kernel_equals_twin(kernel_device: torch.device, inputs: Inputs) -> None:
-    assert_same(pack_tree_kernel(*on(kernel_device, inputs)), pack_tree_twin(*inputs))
+def test_kernel_equals_twin(kernel_device: torch.device, poisoned, block: int, inputs: Inputs) -> None:
+    with pytest.MonkeyPatch.context() as patch, poisoned():
+        patch.setattr(module, "BLOCK", block)
+        got = pack_tree_kernel(*on(kernel_device, inputs))
+    assert_same(got, pack_tree_twin(*inputs))
 
 
 @pytest.mark.usefixtures("cpu_path")

@@ -236,23 +236,3 @@ def test_rows_of_queries_may_have_gaps(gap: int, kernel_device: torch.device) ->
     wide = torch.full((3, 4 * 64 + gap), torch.nan, device=kernel_device)
     wide[:, : 4 * 64] = case.q.flatten(1)
     assert torch.equal(attend(replace(case, q=wide[:, : 4 * 64].view(3, 4, 64))), out)
-
-
-def test_compiles_to_one_class_of_products(assert_compiles: Callable[..., list[dict[str, Any]]]) -> None:
-    names = [f"redraft.kernels.{name}" for name in ("attention_items", "chunk_attention", "sum_chunks")]
-    usages = assert_compiles(*names)
-    assert not any(usage["fused"] for usage in usages), "a fused multiply-add rounds once where the twin rounds twice"
-    products = {product for usage in usages for product in usage["products"]}
-    # wgmma and tcgen05 sum in other orders, and which one is taken follows the shape of the tile
-    assert products == {
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
-    }
-    chunks = [usage for usage in usages if usage["module"] == names[1]]
-    assert all(len(usage["products"]) == 1 for usage in chunks)
-    # in one launch or two: what is added to what until a chunk's results are written is the same
-    half = len(chunks) // 2
-    for apart, one in zip(chunks[:half], chunks[half:], strict=True):
-        assert apart["capability"] == one["capability"]
-        assert any(order.startswith("tt.dot") for order in apart["orders"])
-        assert set(apart["orders"]) <= set(one["orders"])

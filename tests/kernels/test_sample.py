@@ -164,7 +164,7 @@ def test_filtered_flag_changes_nothing_for_rows_without_filters():
 @pytest.mark.parametrize(
     ("V", "dtype"), [(1, torch.float32), (63, torch.float32), (200, torch.bfloat16), (70, torch.float16)]
 )
-def test_kernel_equals_twin(kernel_device, V, dtype):
+def test_kernel_equals_twin(kernel_device, poisoned, V, dtype):
     """Small blocks, so that rows span several of them and the last one is ragged.
 
     Equal without a tolerance: both do the same roundings.
@@ -174,19 +174,21 @@ def test_kernel_equals_twin(kernel_device, V, dtype):
     slot, position = (index.to(kernel_device) for index in rows_of(len(SETTINGS)))
     for sampled, filtered in ((False, False), (True, False), (True, True)):
         arguments = (logits, slot, position, table)
-        got = sample_kernel(*arguments, sampled=sampled, filtered=filtered, block=64)
+        with poisoned():
+            got = sample_kernel(*arguments, sampled=sampled, filtered=filtered, block=64)
         assert torch.equal(got, sample_twin(*arguments, sampled=sampled, filtered=filtered))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, in the interpreter
-def test_kernel_takes_saturated_and_tied_rows(kernel_device):
+def test_kernel_takes_saturated_and_tied_rows(kernel_device, poisoned):
     rows, expected = saturated_rows(40)
     rows = torch.cat([rows, torch.full((1, 40), 2.5), torch.zeros(1, 40)]).to(kernel_device)
     rows[-1, ::2] = -0.0
     slot, position = (torch.arange(9, device=kernel_device) * 0, torch.arange(9, device=kernel_device))
     for setting in (SETTINGS[2], SETTINGS[5]):
         arguments = (rows, slot, position, make_table([setting], kernel_device))
-        got = sample_kernel(*arguments, sampled=True, filtered=True, block=32)
+        with poisoned():
+            got = sample_kernel(*arguments, sampled=True, filtered=True, block=32)
         assert got[:7].tolist() == expected
         assert torch.equal(got, sample_twin(*arguments, sampled=True, filtered=True))
 

@@ -48,7 +48,11 @@ class Target:
     def forward_tapped(
         self, token: Tensor, position: Tensor, cell: Tensor, kv: Tensor, attend: Attention, taps: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """``forward``, and the residual stream after the layers that ``taps`` names, at least one, [R, n, H]."""
+        """``forward``, and the residual stream after the layers that ``taps`` names, at least one, [R, n, H].
+
+        The layers' outputs are tensors anyway, so the gather of taps is ``stack``, one launch on a GPU whatever their
+        number.
+        """
         hidden, tapped = self._forward(token, position, cell, kv, attend, taps)
         return hidden, torch.stack([tapped[number] for number in taps], 1)
 
