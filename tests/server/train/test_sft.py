@@ -10,67 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from typer.testing import CliRunner, Result
 
-from redraft.benchmarks.tiny import CONTEXT, VOCAB, make_tiny_target
+from redraft.benchmarks.tiny import CONTEXT, VOCAB
 from redraft.drafts.checkpoint import read_draft
 from redraft.drafts.training.sft import Sft
-from redraft.drafts.training.together import ALONE, Alone
-from redraft.server.cli import app
-from redraft.server.engine import hardware
 from redraft.server.engine.target.digest import weights_digest
-from redraft.server.train import common_dtype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZES = [
-    *("--taps", "0,1", "--layers", "1", "--block-size", "4", "--vocab", "64", "--max-length", "48", "--batch", "2"),
-    *("--anchors", "4", "--save-every", "2", "--measure-every", "2", "--device", "cpu", "--dtype", "fp32"),
-]
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_target(tmp_path_factory.mktemp("target") / "tiny", tokenizer=True)
-
-
-def row(seed: int, length: int = 12, **extra: object) -> dict[str, Any]:
-    ids = torch.randint(VOCAB, (length + 3,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return {"prompt_ids": ids[:3], "response_ids": ids[3:], "temperature": 0.0} | extra
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in rows))
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    written = {"prompt": "Say hello.", "response": "hello hello hello hello", "finish_reason": "stop"}
-    return write(tmp_path / "data.jsonl", *(row(n) for n in range(4)), written)
-
-
-@pytest.fixture
-def dev(tmp_path: Path) -> Path:
-    return write(tmp_path / "dev.jsonl", *(row(n, source=f"s{n % 2}") for n in range(100, 104)))
-
-
-@pytest.fixture
-def sft(target: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs the command; what it is given comes after the defaults here, and wins."""
-    monkeypatch.setenv("REDRAFT_CACHE", str(tmp_path / "cache"))
-    runner = CliRunner()
-
-    def run(*options: str | Path, steps: int = 4) -> Result:
-        given = ["--target", str(target), "--data", str(data), "--out", str(tmp_path / "out"), "--steps", str(steps)]
-        return runner.invoke(app, ["train", "sft", *given, *SIZES, *map(str, options)])
-
-    return run
 
 
 def logged(folder: Path) -> list[int]:
@@ -139,9 +88,9 @@ def test_a_signal_ends_after_the_step_with_everything_saved(sft, tmp_path, monke
     assert drafts[0].version == drafts[1].version, "stopping changed the numbers"
 
 
-def test_ctrl_c_as_a_user_presses_it(target: Path, data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_as_a_user_presses_it(sizes, target: Path, data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from redraft.server.cli import main; main()", "train", "sft"]
-    given = ["--target", target, "--data", data, "--out", tmp_path / "out", "--steps", "1000000", *SIZES]
+    given = ["--target", target, "--data", data, "--out", tmp_path / "out", "--steps", "1000000", *sizes]
     environment = os.environ | {"REDRAFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, *map(str, given)], stderr=subprocess.PIPE, text=True, env=environment)
     log, deadline = tmp_path / "out" / "state" / "log.jsonl", time.monotonic() + 240
@@ -162,16 +111,7 @@ def test_ctrl_c_as_a_user_presses_it(target: Path, data: Path, tmp_path: Path) -
     assert logged(tmp_path / "out") == list(range(1, int(found[1]) + 1))
 
 
-def one_line(result: Result) -> str:
-    """The error as the user sees it, after the lines that tell what is going on."""
-    assert result.exit_code == 2, result.output
-    *_, last = result.stderr.splitlines()
-    assert last.startswith("redraft: "), result.stderr
-    assert "Traceback" not in result.stderr
-    return last
-
-
-def test_prompts_of_development_must_not_be_trained_on(sft, tmp_path: Path) -> None:
+def test_prompts_of_development_must_not_be_trained_on(sft, row, write, one_line, tmp_path: Path) -> None:
     overlapping = write(tmp_path / "both.jsonl", row(1), row(200))
     error = one_line(sft("--dev", overlapping))
     assert "1 development prompts are also in the training data" in error
@@ -201,7 +141,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_mistakes_are_one_line(sft, tmp_path: Path, kind: str) -> None:
+def test_mistakes_are_one_line(sft, row, write, one_line, tmp_path: Path, kind: str) -> None:
     write(tmp_path / "broken.jsonl", row(1), '{"prompt": \n')
     write(tmp_path / "ids.jsonl", {"prompt_ids": [1], "response_ids": [2, VOCAB]})
     write(tmp_path / "sampled.jsonl", row(300, temperature=0.8))
@@ -229,7 +169,7 @@ def test_values_no_option_takes(sft, options: list[str], named: str) -> None:
     assert "Traceback" not in result.output
 
 
-def test_another_run_in_the_same_folder_is_refused(sft, tmp_path: Path) -> None:
+def test_another_run_in_the_same_folder_is_refused(sft, row, write, one_line, tmp_path: Path) -> None:
     assert sft(steps=1).exit_code == 0
     error = one_line(sft("--rate", "0.001", "--soft", "0.1", steps=1))
     assert "other rate, soft;" in error.replace("soft, rate", "rate, soft")
@@ -237,7 +177,7 @@ def test_another_run_in_the_same_folder_is_refused(sft, tmp_path: Path) -> None:
     assert "other texts;" in one_line(sft("--data", other, steps=1)).replace("other texts, ", "other texts;")
 
 
-def test_a_full_disk_at_the_end_loses_nothing(sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_end_loses_nothing(sft, one_line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -249,84 +189,3 @@ def test_a_full_disk_at_the_end_loses_nothing(sft, tmp_path: Path, monkeypatch: 
     assert sft(steps=2).exit_code == 0
     assert read_draft(tmp_path / "out" / "draft").card["steps"] == 2
     assert logged(tmp_path / "out") == [1, 2]
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Makes bf16 so many times as fast as fp32."""
-
-    def make(ratio: float) -> None:
-        monkeypatch.setattr(hardware, "_product_seconds", {torch.float32: ratio, torch.bfloat16: 1.0}.__getitem__)
-
-    return make
-
-
-def stop_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Sft.step
-
-    def step(run: Sft) -> None:
-        signal.raise_signal(signal.SIGINT)
-        whole(run)
-
-    monkeypatch.setattr(Sft, "step", step)
-
-
-@pytest.mark.parametrize(("before", "after", "name"), [(4.5, 1.11, "bf16"), (1.11, 4.5, "fp32")])
-def test_a_run_goes_on_in_its_dtype_however_fast_it_is_now(
-    sft, measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float, name: str
-) -> None:
-    measured(before)
-    assert sft("--dtype", "auto", "--out", tmp_path / "whole", steps=3).exit_code == 0
-    with monkeypatch.context() as patched:
-        stop_in_the_first_step(patched)
-        assert "stopped at step 1, saved" in sft("--dtype", "auto", steps=3).stderr
-    measured(after)
-    cut = sft("--dtype", "auto", steps=3)
-    assert f"; dtype: {name}, in which the run goes on\n" in cut.stderr
-    assert "going on from step 1" in cut.stderr
-    drafts = [read_draft(tmp_path / folder / "draft") for folder in ("out", "whole")]
-    assert drafts[0].version == drafts[1].version, "stopping changed the numbers"
-    assert drafts[0].card["dtype"] == {"bf16": "bfloat16", "fp32": "float32"}[name]
-
-
-def test_another_dtype_is_refused_by_name(sft, tmp_path: Path) -> None:
-    assert sft("--dtype", "bf16", steps=1).exit_code == 0
-    assert "belongs to a run with other dtype;" in one_line(sft("--dtype", "fp32", steps=1))
-    assert sft("--dtype", "bf16", steps=1).exit_code == 0
-
-
-def test_a_run_from_before_dtypes_were_saved_goes_on_in_fp32(sft, measured, tmp_path: Path) -> None:
-    assert sft(steps=1).exit_code == 0
-    (noted,) = (tmp_path / "out" / "state").glob("step-*/state.json")
-    facts = json.loads(noted.read_text())
-    assert facts.pop("dtype") == "float32"
-    noted.write_text(json.dumps(facts))
-    measured(4.5)
-    result = sft("--dtype", "auto", steps=2)
-    assert result.exit_code == 0, result.output
-    assert "; dtype: fp32, in which the run goes on\n" in result.stderr
-
-
-class Another(Alone):
-    """This process beside one that has found fp32 to be faster."""
-
-    def any(self, flag: bool) -> bool:
-        return True
-
-
-def test_processes_agree_on_a_dtype(measured, tmp_path: Path) -> None:
-    cpu = torch.device("cpu")
-    measured(4.5)
-    assert common_dtype("auto", cpu, tmp_path, ALONE)[0] == torch.bfloat16
-    dtype, why = common_dtype("auto", cpu, tmp_path, Another())
-    assert (dtype, why) == (torch.float32, "dtype: fp32, since another process has found bf16 not to be faster")
-    measured(1.1)
-    assert common_dtype("auto", cpu, tmp_path, Another())[1] == "dtype: fp32, since bf16 is 1.1 times as fast here"
-
-
-def test_training_with_a_bf16_target_on_a_cpu(sft, dev: Path, tmp_path: Path) -> None:
-    result = sft("--dtype", "bf16", "--dev", dev, steps=2)
-    assert result.exit_code == 0, result.output
-    assert "dtype: bf16, as asked" in result.stderr
-    assert read_draft(tmp_path / "out" / "draft").card["dtype"] == "bfloat16"
-    assert read_draft(tmp_path / "out" / "draft").card["development_tau"] >= 1
