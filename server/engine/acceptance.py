@@ -89,23 +89,32 @@ class Acceptance:
         self._pool = Rates(POOL_MEMORY, [FIRST_ROUNDS] * width, [FIRST_ROUNDS * p for p in first])
         self._pool.promised = self._pool.kept = sum(self._pool.hits)
         self._requests: dict[str, Rates] = {}
+        self._known: dict[str, list[float]] = {}
+        """``rates`` since the last observation: rounds without a draft, of many requests at that, change nothing."""
 
     def observe(self, request_id: str, proposal: Proposal) -> None:
         """A round for which there was a proposal."""
         seen = outcomes(proposal)[: self.width]
         self._requests.setdefault(request_id, Rates(MEMORY)).add(seen)
         self._pool.add(seen)
+        self._known.clear()
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
         self._requests.pop(request_id, None)
+        self._known.pop(request_id, None)
 
     def is_new(self, request_id: str) -> bool:
         """Whether nothing was proposed for the request yet."""
         return request_id not in self._requests
 
     def rates(self, request_id: str) -> list[float]:
-        """Expected hits of the first, second ... best node, never rising."""
+        """Expected hits of the first, second ... best node, never rising; not to be changed."""
+        if request_id not in self._known:
+            self._known[request_id] = self._rates(request_id)
+        return self._known[request_id]
+
+    def _rates(self, request_id: str) -> list[float]:
         pool, own = self._pool, self._requests.get(request_id)
         found, least = [], 1.0
         for rank in range(self.width):

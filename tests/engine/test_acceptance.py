@@ -89,3 +89,14 @@ def test_trust_is_hits_against_promises() -> None:
     assert acceptance.trust("honest") == pytest.approx(2 / 2.0, abs=0.15)
     assert acceptance.trust("modest") == MAX_TRUST
     assert acceptance.trust("liar") >= MIN_TRUST
+
+
+def test_what_is_known_is_forgotten_with_every_observation() -> None:
+    acceptance = Acceptance(5)
+    before = {name: list(acceptance.rates(name)) for name in "xy"}
+    acceptance.observe("x", proposal(77))
+    after = {name: list(acceptance.rates(name)) for name in "xy"}
+    assert after["y"][0] < before["y"][0], "by what all have seen"
+    assert after["x"][0] < after["y"][0], "and by its own"
+    acceptance.forget("x")
+    assert acceptance.rates("x") == after["y"], "a new one of the same name knows nothing"
