@@ -24,12 +24,12 @@ import torch
 
 from redraft.benchmarks.device_seconds import DeviceClock, captured, device_seconds
 from redraft.benchmarks.predict import predicted_round
+from redraft.benchmarks.shape_cases import by_case
 from redraft.benchmarks.shape_draft import WITH_LOOKUP, products_and_attention, random_draft
 from redraft.benchmarks.shape_target import ANCHOR, BOUND, LENGTH, Case, ShapeTarget, begin
 from redraft.benchmarks.shapes import draft_shape
 from redraft.benchmarks.standin import Given, MadeTrees, simulated
-from redraft.benchmarks.suite_cases import FAILED, kept
-from redraft.benchmarks.suite_clock import LEFT_OUT, always
+from redraft.benchmarks.suite_clock import always
 from redraft.benchmarks.traffic import draft_pass
 from redraft.drafts.base import Bounds
 from redraft.drafts.dflash_config import DFlashConfig
@@ -118,7 +118,6 @@ class Rounds:
         }
 
 
-@torch.inference_mode()
 def round_speed(
     shapes: Mapping[str, TargetSpec],
     cases: Sequence[Case],
@@ -128,31 +127,16 @@ def round_speed(
     bandwidth: float,
     fits: Callable[[float], bool] = always,
 ) -> list[dict[str, Any]]:
-    """One entry per shape and case, with what was predicted; ``bandwidth`` and ``fits`` as ``step_speed`` has them."""
-    found = list[dict[str, Any]]()
-    for name, spec in shapes.items():
-        entries = [_entry(name, case) for case in cases]
-        found += entries
-        with kept(*entries):
-            shape = ShapeTarget(spec, device, dtype, make_attention)
-        if any(FAILED in entry for entry in entries):
-            continue
-        for case, entry in zip(cases, entries, strict=True):
-            if not fits(CASE_SECONDS):
-                entry["skipped"] = LEFT_OUT
-                continue
-            with kept(entry):
-                entry |= measured(shape, case, bandwidth)
-                print(
-                    f"  {name}: {case.requests} x {case.rows} rows {1e3 * entry['seconds']:.3f} ms, draft "
-                    f"{1e3 * entry['draft_seconds']:.3f} ms, rest {entry['rest_share']:.1%}, "
-                    f"{entry['tokens_per_round']:.2f} tokens a round",
-                    flush=True,
-                )
-        del shape
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return found
+    """One entry per shape and case (``by_case``), with what was predicted; ``bandwidth`` as ``step_speed`` has it."""
+
+    def measure(shape: ShapeTarget, case: Case, before: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+        made = measured(shape, case, bandwidth)
+        return made, (
+            f"{1e3 * made['seconds']:.3f} ms, draft {1e3 * made['draft_seconds']:.3f} ms, "
+            f"rest {made['rest_share']:.1%}, {made['tokens_per_round']:.2f} tokens a round"
+        )
+
+    return by_case(shapes, cases, device, dtype, make_attention, measure, CASE_SECONDS, fits)
 
 
 def measured(shape: ShapeTarget, case: Case, bandwidth: float) -> dict[str, Any]:
@@ -175,7 +159,3 @@ def measured(shape: ShapeTarget, case: Case, bandwidth: float) -> dict[str, Any]
         "predicted_seconds": seconds,
         "predicted_rest_share": rest / seconds if rest is not None and seconds else None,
     }
-
-
-def _entry(shape: str, case: Case) -> dict[str, Any]:
-    return {"shape": shape, "requests": case.requests, "rows": case.rows}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from redraft.drafts.dflash_config import DFlashConfig, default_taps
+from redraft.drafts.dflash_config import DFlashConfig
+from redraft.drafts.training.settings import SftSettings
 from redraft.server.engine.target.spec import TargetSpec
+from redraft.server.train_start import new_dflash
 
 
 def _spec(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int, vocab: int, tied: bool,
@@ -58,19 +60,7 @@ def draft_shape(spec: TargetSpec) -> DFlashConfig:
     """
     small = spec.layers < LEAST_LAYERS or spec.hidden < LEAST_HIDDEN
     count = min(3 if small else 5, max(spec.layers - 4, 1))
-    return DFlashConfig(
-        layers=3 if small else 5,
-        hidden=spec.hidden,
-        intermediate=spec.intermediate,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        vocab=spec.vocab,
-        norm_eps=spec.norm_eps,
-        rope_theta=spec.rope_theta,
-        block_size=8 if small else 16,
-        mask_token_id=spec.vocab - 1,
-        taps=default_taps(count, spec.layers),
-        target_layers=spec.layers,
-        draft_vocab=min(16384, spec.vocab) if small else 0,
+    sizes = SftSettings(
+        layers=3 if small else 5, block_size=8 if small else 16, tap_count=count, mask_token_id=spec.vocab - 1
     )
+    return new_dflash(spec, sizes, min(16384, spec.vocab) if small else 0)

@@ -14,10 +14,10 @@ import torch
 
 from redraft.benchmarks.device_seconds import DeviceClock
 from redraft.benchmarks.predict import Prediction, predicted_step
+from redraft.benchmarks.shape_cases import by_case
 from redraft.benchmarks.shape_target import ANCHOR, BOUND, LENGTH, Case, ShapeTarget, begin
 from redraft.benchmarks.standin import Given, MadeTrees
-from redraft.benchmarks.suite_cases import FAILED, kept
-from redraft.benchmarks.suite_clock import LEFT_OUT, always
+from redraft.benchmarks.suite_clock import always
 from redraft.drafts.base import Drafter
 from redraft.drafts.none import NoDrafter
 from redraft.kernels.accept import Committed
@@ -61,7 +61,6 @@ def step_seconds(shape: ShapeTarget, case: Case, steps: int = STEPS) -> tuple[fl
     return median(times), ran.committed
 
 
-@torch.inference_mode()
 def step_speed(
     shapes: Mapping[str, TargetSpec],
     cases: Sequence[Case],
@@ -71,46 +70,24 @@ def step_speed(
     bandwidth: float,
     fits: Callable[[float], bool] = always,
 ) -> list[dict[str, Any]]:
-    """One entry per shape and case: seconds, what memory alone would take, and the first as a share of plain decoding.
+    """One entry per shape and case (``by_case``): seconds, what memory alone would take, and against plain decoding.
 
-    ``bandwidth`` is the device's in bytes per second (bandwidth.py).  What breaks says so, as what does not fit the
-    device's memory does, and so does what no longer fits: ``fits`` tells whether so many seconds are left.
+    ``bandwidth`` is the device's in bytes per second (bandwidth.py).
     """
-    found = list[dict[str, Any]]()
-    for name, spec in shapes.items():
-        entries = [_entry(name, case) for case in cases]
-        found += entries
-        with kept(*entries):
-            shape = ShapeTarget(spec, device, dtype, make_attention)
-        if any(FAILED in entry for entry in entries):
-            continue
-        plain: dict[int, float] = {}
-        for case, entry in zip(cases, entries, strict=True):
-            if not fits(CASE_SECONDS):
-                entry["skipped"] = LEFT_OUT
-                continue
-            with kept(entry):
-                seconds = step_seconds(shape, case)[0]
-                if case.rows == 1:
-                    plain[case.requests] = seconds
-                prediction = predicted_step(spec, case.requests, case.rows, LENGTH, dtype.itemsize, bound=BOUND)
-                entry |= _beside(seconds, prediction, bandwidth)
-                if case.requests in plain:
-                    entry["against_plain"] = seconds / plain[case.requests]
-                print(
-                    f"  {name}: {case.requests} x {case.rows} rows {1e3 * seconds:.3f} ms, "
-                    f"{entry['share_of_bandwidth']:.0%} of the bandwidth, "
-                    f"{entry.get('against_plain', float('nan')):.2f} x plain",
-                    flush=True,
-                )
-        del shape
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return found
 
+    def measure(shape: ShapeTarget, case: Case, before: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+        seconds = step_seconds(shape, case)[0]
+        prediction = predicted_step(shape.spec, case.requests, case.rows, LENGTH, dtype.itemsize, bound=BOUND)
+        made = _beside(seconds, prediction, bandwidth)
+        plain = {entry["requests"]: entry["seconds"] for entry in before if entry["rows"] == 1 and "seconds" in entry}
+        if case.rows == 1:
+            plain[case.requests] = seconds
+        if case.requests in plain:
+            made["against_plain"] = seconds / plain[case.requests]
+        against = made.get("against_plain", float("nan"))
+        return made, f"{1e3 * seconds:.3f} ms, {made['share_of_bandwidth']:.0%} of the bandwidth, {against:.2f} x plain"
 
-def _entry(shape: str, case: Case) -> dict[str, Any]:
-    return {"shape": shape, "requests": case.requests, "rows": case.rows}
+    return by_case(shapes, cases, device, dtype, make_attention, measure, CASE_SECONDS, fits)
 
 
 def _beside(seconds: float, prediction: Prediction, bandwidth: float) -> dict[str, Any]:

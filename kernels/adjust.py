@@ -90,7 +90,9 @@ def adjust(
                 f"allowed must be int32 of shape {[R, -(-V // 32)]}, but is {allowed.dtype} {list(allowed.shape)}"
             )
     if is_compiled_for(logits) and (penalties is not None or allowed is not None):
-        z = adjusted_rows(logits, rows, penalties, allowed)
+        p = penalties
+        tables = None if p is None else (p.repetition, p.frequency, p.presence, p.count)
+        z = adjusted_rows(logits, rows, tables, allowed)
         _place(z, rows, bias, minimum)
         return z
     op = adjust_kernel if use_triton(logits) else adjust_twin

@@ -178,16 +178,8 @@ void sample_rows(const void *logits, const int64_t *slot, const int64_t *positio
 /* noise.gumbel: seed and t [rows], ids [rows, n] -> out [rows, n] */
 void gumbel_ids(const int64_t *seed, const int64_t *t, const int64_t *ids, float *out, int64_t rows, int64_t n) {
     for (int64_t i = 0; i < rows * n; i++) {
-        uint64_t key = (uint64_t)seed[i / n];
-        uint32_t a = (uint32_t)(ids[i] >> 2), b = (uint32_t)t[i / n], c = 0, d = 0;
-        uint32_t low = (uint32_t)key, high = (uint32_t)(key >> 32);
-        for (int round = 0; round < 10; round++) {
-            uint64_t first = (uint64_t)a * 0xD2511F53u, second = (uint64_t)c * 0xCD9E8D57u;
-            a = (uint32_t)(second >> 32) ^ b ^ low, b = (uint32_t)second;
-            c = (uint32_t)(first >> 32) ^ d ^ high, d = (uint32_t)first;
-            low += 0x9E3779B9u, high += 0xBB67AE85u;
-        }
-        const uint32_t word[4] = {a, b, c, d};
+        uint32_t word[TOKENS];
+        words_of(word, (uint32_t)(ids[i] >> 2), (uint32_t)t[i / n], (uint64_t)seed[i / n]);
         out[i] = gumbel(word[ids[i] & 3]);
     }
 }

@@ -1,30 +1,30 @@
 /* Rows of logits on a CPU: the largest, and the likeliest with their share.  dtype: 0 is fp32, 1 is bf16. */
-#include "math_cpu.h"
+#include "logits_cpu.h"
 
 #define MOST 64 /* columns kept of a row: MAX_KEPT in marginals.py */
 
 /* fp32's bits as an integer that orders as numbers do: -0 is 0, NaN is -inf */
-static inline int32_t order(int32_t bits) {
+static inline int32_t comparable(int32_t bits) {
     int32_t size = bits & 0x7FFFFFFF;
     bits = size > 0x7F800000 ? (int32_t)0xFF800000 : size ? bits : 0;
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF);
+    return order(bits);
 }
 
-static inline int32_t order_at(const void *row, int64_t i, int dtype) {
+static inline int32_t comparable_at(const void *row, int64_t i, int dtype) {
     int32_t bits;
     if (dtype) bits = (int32_t)((uint32_t)((const uint16_t *)row)[i] << 16);
     else memcpy(&bits, (const float *)row + i, 4);
-    return order(bits);
+    return comparable(bits);
 }
 
 static inline __attribute__((always_inline)) int64_t largest(const void *row, int64_t columns, int dtype) {
     int32_t best = INT32_MIN;
     for (int64_t i = 0; i < columns; i++) {
-        int32_t one = order_at(row, i, dtype);
+        int32_t one = comparable_at(row, i, dtype);
         best = one > best ? one : best;
     }
     int64_t i = 0;
-    while (order_at(row, i, dtype) != best) i++;
+    while (comparable_at(row, i, dtype) != best) i++;
     return i;
 }
 
@@ -34,13 +34,6 @@ void greedy(const void *logits, int64_t *choice, int64_t rows, int64_t columns, 
     for (int64_t r = 0; r < rows; r++)
         choice[r] = dtype ? largest((const uint16_t *)logits + r * columns, columns, 1)
                           : largest((const float *)logits + r * columns, columns, 0);
-}
-
-/* what counts of a logit: divided by scale, NaN as -inf, and no more than fp32's largest */
-static inline float scaled(const void *row, int64_t i, float scale, int dtype) {
-    float x = (dtype ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i]) / scale;
-    x = x != x ? -INFINITY : x;
-    return x > 3.4028234663852886e38f ? 3.4028234663852886e38f : x;
 }
 
 static inline __attribute__((always_inline)) float tops(const void *row, int64_t columns, float scale, int64_t kept,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,19 +13,6 @@ from redraft.kernels.rows import Rows
 MOST = 64
 """Columns kept of a row at most, as vocab_cpu.c has it."""
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-
-
-class Penalised(Protocol):
-    """``adjust.Penalties``."""
-
-    @property
-    def repetition(self) -> Tensor: ...
-    @property
-    def frequency(self) -> Tensor: ...
-    @property
-    def presence(self) -> Tensor: ...
-    @property
-    def count(self) -> Tensor: ...
 
 
 def is_compiled_for(logits: Tensor) -> bool:
@@ -115,14 +102,14 @@ def scores_of_rows(logits: Tensor, choice: Tensor, top: int) -> tuple[Tensor, Te
     return chosen, rank, token, value
 
 
-def adjusted_rows(logits: Tensor, rows: Rows, table: Penalised | None, allowed: Tensor | None) -> Tensor:
-    """``adjust.adjust`` of penalties and mask: [R, V] fp32."""
+def adjusted_rows(logits: Tensor, rows: Rows, penalties: Sequence[Tensor] | None, allowed: Tensor | None) -> Tensor:
+    """``adjust.adjust`` of penalties (repetition, frequency, presence and count) and mask: [R, V] fp32."""
     library, logits = load_fused(), logits.contiguous()
     assert library is not None
     (R, V), z = logits.shape, torch.empty(logits.shape)
-    given = [logits, rows.slot, rows.path, rows.token, rows.first_row]
-    places = [None] * 4 if table is None else [table.repetition, table.frequency, table.presence, table.count]
-    columns = [None if tensor is None else tensor.contiguous() for tensor in (*given, *places, allowed)]
+    tables: Sequence[Tensor | None] = (None,) * 4 if penalties is None else penalties
+    given = (logits, rows.slot, rows.path, rows.token, rows.first_row, *tables, allowed)
+    columns = [None if tensor is None else tensor.contiguous() for tensor in given]
     addresses = (None if column is None else column.data_ptr() for column in columns)
     library.adjust_rows(*addresses, z.data_ptr(), R, V, rows.path.shape[1], _DTYPES[logits.dtype])
     return z

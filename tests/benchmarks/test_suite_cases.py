@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from redraft.benchmarks import attention_speed, product_speed, round_speed, step_speed, suite_stages
+from redraft.benchmarks import attention_speed, product_speed, round_speed, shape_cases, step_speed, suite_stages
 from redraft.benchmarks.gpu_figures import gpu_figures
 from redraft.benchmarks.gpu_suite import parse, run_stage
 from redraft.benchmarks.shape_target import Case, ShapeTarget
@@ -104,7 +104,7 @@ def test_products_of_a_shape_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("module", [step_speed, round_speed])
 def test_a_shape_that_cannot_be_made(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the error is."""
-    monkeypatch.setattr(module, "ShapeTarget", no_large(ShapeTarget))
+    monkeypatch.setattr(shape_cases, "ShapeTarget", no_large(ShapeTarget))
     measure = getattr(module, module.__name__.rpartition(".")[2])
     cases = [Case(1, 8)]
     large, tiny = measure(BROKEN, cases, CPU, torch.float32, cpu_attention, 1e9)
