@@ -39,6 +39,7 @@ from redraft.server.text import TextTokenizer
 from redraft.server.train_card import card
 from redraft.server.train_display import display, interruptible
 from redraft.server.train_events import events
+from redraft.server.train_held_out import development, keep_apart, known_tau
 from redraft.server.train_start import Settings, first_draft, kept_tokens
 from redraft.server.train_together import gathered
 
@@ -60,8 +61,6 @@ class RunOptions:
     measure_every: int = 50
     save_every: int = 50
     dev_limit: int = 40
-    dev_tokens: int = 128
-    """Of each answer on which τ is measured."""
     tensorboard: bool = False
     """Whether every step's scalars are written as events."""
 
@@ -100,8 +99,10 @@ def train_draft(
         say(f"{why_place}; {why_kind}{shared}")
         encode = ChatEncode(TextTokenizer.from_folder(Path(target.path)), spec.eos_token_ids[0])
         texts = read_texts(data, encode, spec.vocab, settings.max_length)
-        held_out = development(read_texts(dev, encode, spec.vocab, settings.max_length), options) if dev else []
-        _keep_apart(texts, held_out)
+        held_out = (
+            development(read_texts(dev, encode, spec.vocab, settings.max_length), options.dev_limit) if dev else []
+        )
+        keep_apart(texts, held_out)
         answers = sum(len(text.anchors) for text in texts)
         say(f"{len(texts)} texts with {answers} tokens of answers; {len(held_out)} held-out greedy answers")
         teacher = TargetTeacher(Path(target.path), spec, target.sha, place, kind)
@@ -127,9 +128,10 @@ def common_dtype(wanted: str, device: torch.device, state: Path, together: Toget
 
 
 def _finish(run: Run, folder: Path, kept: tuple[int, ...] | None, told: dict[str, Any]) -> None:
-    """Fit temperatures and write the draft."""
+    """Compare with what was trained on, fit temperatures and write the draft."""
     config = run.config
     if run.dev:
+        told = told | {"trained_tau": known_tau(run)}
         fitted = run.temperatures()
         config = replace(config, tree_temperatures=fitted)
         say(f"temperatures of the tree's scores: {', '.join(map(str, fitted))}")
@@ -141,17 +143,6 @@ def _finish(run: Run, folder: Path, kept: tuple[int, ...] | None, told: dict[str
             "Make room and run the same command again"
         ) from None
     say(f"The draft is in {folder}; serve it with --draft {folder}")
-
-
-def development(texts: Sequence[Text], options: RunOptions) -> list[Text]:
-    """The greedy ones of ``texts``, cut, as many of every source as the limit gives it."""
-    greedy = [t for t in texts if t.temperature == 0]
-    sources = sorted({t.source for t in greedy})
-    if not greedy:
-        raise DraftError("the development file has no answer at temperature 0, on which to measure acceptance")
-    each = -(-options.dev_limit // len(sources))
-    chosen = [t for source in sources for t in [t for t in greedy if t.source == source][:each]]
-    return [Text(t.tokens[: t.prompt + options.dev_tokens], t.prompt, t.source) for t in chosen]
 
 
 def make_run(
@@ -200,14 +191,6 @@ def make_run(
 def device_room(device: torch.device) -> int:
     """Bytes of a GPU that kept states may fill; none of a CPU's memory, which is not set apart for training."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
-
-
-def _keep_apart(texts: Sequence[Text], held_out: Sequence[Text]) -> None:
-    """Refuse to measure on what is trained on."""
-    trained = {text.tokens[: text.prompt] for text in texts}
-    shared = sum(text.tokens[: text.prompt] in trained for text in held_out)
-    if shared:
-        raise DraftError(f"{shared} development prompts are also in the training data; take them out of one of the two")
 
 
 def _run(run: Run, options: RunOptions) -> bool:

@@ -14,6 +14,7 @@ from redraft.benchmarks.headline.evaluate import Answers, by_set, evaluate
 from redraft.benchmarks.headline.options import choices
 from redraft.benchmarks.headline.plan import TRUNK, Arm, arms
 from redraft.benchmarks.headline.runs import require_known
+from redraft.benchmarks.headline.sets import write_sets
 from redraft.benchmarks.headline.train import Bench, train_arm
 from redraft.benchmarks.stamp import stamp
 from redraft.drafts.training.data import read_texts
@@ -25,7 +26,8 @@ from redraft.server.engine.target.spec import read_spec
 from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.engine.types import RedraftError
 from redraft.server.text import TextTokenizer
-from redraft.server.train import DRAFT, STATE, ChatEncode, RunOptions, development
+from redraft.server.train import DRAFT, STATE, ChatEncode
+from redraft.server.train_held_out import development
 
 
 def train(options: argparse.Namespace, command: Sequence[str]) -> None:
@@ -40,6 +42,8 @@ def train(options: argparse.Namespace, command: Sequence[str]) -> None:
     bench.command = command
     card = torch.cuda.get_device_name() if bench.teacher.embedding.is_cuda else None
     told = stamp(command, card)
+    if answers:
+        write_sets(bench.out, answers, options.block_size - 1)
     for arm in wanted:
         within = options.trunk_within if arm.name == TRUNK else options.finish_within
         while arm.start and options.wait and not (bench.out / arm.start / DRAFT / "model.safetensors").is_file():
@@ -69,7 +73,7 @@ def prepare(options: argparse.Namespace) -> tuple[Bench, list[Answers]]:
     encode = ChatEncode(TextTokenizer.from_folder(folder), spec.eos_token_ids[0])
     texts = read_texts(options.data, encode, spec.vocab, options.max_length)
     held_out = read_texts(options.dev, encode, spec.vocab, options.max_length)
-    dev = development(held_out, RunOptions(options.out, dev_limit=options.dev_limit))
+    dev = development(held_out, options.dev_limit)
     say(f"{len(texts)} texts with {sum(len(text.anchors) for text in texts)} tokens of answers; {len(dev)} held out")
     answers = [
         some

@@ -85,6 +85,7 @@ def arms(choices: Choices) -> list[Arm]:
         **choices.more,
     )
     paper = OpdSettings(suffix_teacher="draft", **branch)
+    reached = replace(ablated(paper, "naive"), hard=0.5)
     eagle3 = Eagle3Settings(
         draft_vocab=choices.vocab,
         rate=choices.eagle3_rate,
@@ -111,9 +112,9 @@ def arms(choices: Choices) -> list[Arm]:
             "opd-forward",
             replace(paper, suffix_teacher="trajectory", correction=1.0, hard=0.5, rejected_kl="forward"),
         ),
-        opd(
-            "opd-reached", replace(ablated(paper, "naive"), hard=0.5)
-        ),  # what wins where SFT has stopped (test_plateau.py)
+        # what wins where SFT has stopped (test_plateau.py), and the same at other anchors: which of the two is it?
+        opd("opd-reached", reached),
+        opd("opd-reached-random", replace(reached, anchors="random")),
         opd("opd-tv", replace(OpdSettings(loss="tv", **branch), suffix_teacher="trajectory")),
         opd(
             "opd-scalar",

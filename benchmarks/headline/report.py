@@ -19,6 +19,7 @@ from redraft.benchmarks.headline.findings import (
 )
 from redraft.benchmarks.headline.plot import draw
 from redraft.benchmarks.headline.runs import Cost, Trained, read_runs
+from redraft.benchmarks.headline.sets import read_sets, set_rows
 from redraft.benchmarks.headline.table import Rows, aligned, cost_rows, difference_rows, markdown, tau_rows
 from redraft.benchmarks.stamp import stamp
 from redraft.server.engine.progress import say
@@ -39,8 +40,10 @@ def report(folder: Path, results: Path, chosen: Sequence[str], command: Sequence
     """
     runs, left_out = read_runs(folder, chosen)
     found, notes = acceptances(runs), [*conclusions(runs), *(f"{one}." for one in left_out)]
-    tables = [rows for rows in (cost_rows(runs), tau_rows(found), difference_rows(found)) if len(rows) > 1]
-    _write(runs, found, notes, tables, results, command)
+    sets = read_sets(folder)
+    every = cost_rows(runs), tau_rows(found), difference_rows(found), set_rows(sets)
+    tables = [rows for rows in every if len(rows) > 1]
+    _write(compose(runs, found, notes, command) | {"sets": sets}, runs, tables, results)
     print("\n\n".join([*(aligned(rows) for rows in tables), *notes, LEGEND]))
     say(f"{NAME}.json, {NAME}.md and {NAME}.png are in {results}")
 
@@ -98,16 +101,9 @@ def _cost(cost: Cost) -> dict[str, float]:
     return {"flops": int(cost.flops), "labels": cost.labels, "seconds": cost.seconds}
 
 
-def _write(
-    runs: Sequence[Trained],
-    found: Mapping[str, Mapping[Key, Acceptance]],
-    notes: Sequence[str],
-    tables: Sequence[Rows],
-    results: Path,
-    command: Sequence[str],
-) -> None:
-    made = compose(runs, found, notes, command)
-    paragraphs = ["# EAGLE-3, DFlash by SFT and Draft-OPD", *notes, *(markdown(rows) for rows in tables), LEGEND]
+def _write(made: Mapping[str, Any], runs: Sequence[Trained], tables: Sequence[Rows], results: Path) -> None:
+    title, notes = "# EAGLE-3, DFlash by SFT and Draft-OPD", made["notes"]
+    paragraphs = [title, *notes, *(markdown(rows) for rows in tables), LEGEND]
     try:
         results.mkdir(parents=True, exist_ok=True)
         (results / f"{NAME}.json").write_text(json.dumps(made, ensure_ascii=False, separators=(",", ":")) + "\n")

@@ -8,10 +8,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from redraft.benchmarks.headline.plan import ARM_FLOPS, TRUNK_FLOPS, Choices, arms
 from redraft.server.engine.types import RedraftError
+
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +172,17 @@ def _result(raw: Mapping[str, Any], place: str) -> Result:
     return result
 
 
-def _json(text: str, place: str) -> dict[str, Any]:
+def read_json(text: str, place: str, kind: type[Kind]) -> Kind:
+    """``text`` as JSON, which has to be of ``kind``; ``place`` is named where it is not."""
     try:
         found = json.loads(text)
     except ValueError as error:
         raise RedraftError(f"{place}: damaged JSON ({error}); restore the file, or train the arm again") from None
-    if not isinstance(found, dict):
-        raise RedraftError(f"{place}: a JSON object is expected, not {type(found).__name__}")
+    if not isinstance(found, kind):
+        wanted = "object" if kind is dict else "list"
+        raise RedraftError(f"{place}: a JSON {wanted} is expected, not {type(found).__name__}")
     return found
+
+
+def _json(text: str, place: str) -> dict[str, Any]:
+    return read_json(text, place, dict)

@@ -103,7 +103,7 @@ def _propose(
             drafted = chosen(token, log_probability)[0][..., 0]
     if nodes:
         root = torch.zeros_like(drafted[:, 0])  # whose token is of no interest here
-        accepted = _down_the_tree(wanted, *block_tree(root, token, log_probability, nodes))
+        accepted = down_the_tree(wanted, *block_tree(root, token, log_probability, nodes))
     else:
         accepted = (drafted == wanted).long().cumprod(-1).sum(-1)
     made = (batch.anchor, drafted.view(*shape, -1), accepted.view(shape), wanted.view(*shape, -1))
@@ -164,7 +164,7 @@ def _signed(seed: int) -> int:
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def _down_the_tree(wanted: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Tensor:
+def down_the_tree(wanted: Tensor, token: Tensor, parent: Tensor, score: Tensor) -> Tensor:
     """How many of ``wanted`` [A, D] a tree [A, W] holds from its root down."""
     node, accepted = torch.zeros_like(wanted[:, :1]), torch.zeros_like(wanted[:, 0])
     alive = torch.ones_like(node, dtype=torch.bool)

@@ -207,9 +207,9 @@ class Run(ABC):
         device, bf16 = self.teacher.embedding.device, torch.bfloat16
         return torch.autocast(device.type, bf16, enabled=self.products == bf16)
 
-    def measure(self) -> Acceptance:
-        """Greedy chain acceptance on the development texts."""
-        return pooled(self.counts(self.dev), self.config.drafted)
+    def measure(self, texts: Sequence[Text]) -> Acceptance:
+        """Greedy chain acceptance on ``texts``."""
+        return pooled(self.counts(texts), self.config.drafted)
 
     def counts(self, texts: Sequence[Text], nodes: int = 0) -> list[list[int]]:
         """``accepted``, in the precision of training."""
@@ -242,7 +242,7 @@ class Run(ABC):
     def _report(self, tell: Callable[[Progress], None], measure_every: int) -> None:
         """Measure if it is time to, log and tell."""
         if self.dev and (self.progress.step % measure_every == 0 or self.progress.step == self.settings.steps):
-            self.progress.tau, self.progress.measured = self.measure().tau, self.progress.step
+            self.progress.tau, self.progress.measured = self.measure(self.dev).tau, self.progress.step
         self._log()
         tell(self.progress)
 

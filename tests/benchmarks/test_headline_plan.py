@@ -34,6 +34,7 @@ DIFFERS = {
     "opd-random-anchors": {"anchors"},
     "opd-naive": {"rejected_weight", "correction"},
     "opd-reached": {"rejected_weight", "correction", "hard"},
+    "opd-reached-random": {"rejected_weight", "correction", "hard", "anchors"},
 }
 
 

@@ -214,6 +214,8 @@ def damage(runs: Path, place: str, text: str) -> None:
         ("draft-opd/state/log.jsonl", '{"step": 1, "ta', "log.jsonl:1: damaged JSON"),
         ("draft-opd/evaluation.json", "[]", "evaluation.json: a JSON object is expected, not list"),
         ("eagle3/evaluation.json", '{"results": [{"set": "gsm8k"}]}', "lacks what training writes"),
+        ("sets.json", "{}", "sets.json: a JSON list is expected, not dict"),
+        ("sets.json", '[{"set": "gsm8k"}]', "sets.json: lacks what training writes"),
     ],
 )
 def test_damaged_file_is_named(

@@ -188,6 +188,10 @@ def test_report_of_these_runs(runs: Path, tmp_path: Path, capsys: pytest.Capture
     assert made["arms"]["eagle3"]["before"]["flops"] == 0
     trunk = sum(card(runs, TRUNK)["training_flops"].values())
     assert made["arms"]["draft-opd"]["before"]["flops"] == trunk
+    assert [(one["set"], one["temperature"], one["tokens"]) for one in made["sets"]] == [
+        ("gsm8k", heat, 3 * LENGTH) for heat in (0.0, 0.6)
+    ]
+    assert "n-gram chain" in printed
     assert (tmp_path / "results" / "headline.png").read_bytes().startswith(b"\x89PNG")
 
 

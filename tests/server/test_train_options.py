@@ -18,7 +18,8 @@ from redraft.drafts.training.settings import SftSettings
 from redraft.server import train_cli
 from redraft.server.cli import app
 from redraft.server.text import TextTokenizer
-from redraft.server.train import ChatEncode, RunOptions, development
+from redraft.server.train import ChatEncode, RunOptions
+from redraft.server.train_held_out import development, like
 
 GIVEN: dict[str, tuple[str, Any]] = {
     "layers": ("3", 3),
@@ -107,11 +108,21 @@ def test_development_takes_greedy_answers_of_every_source() -> None:
         return Text(tuple(range(3 + answer)), 3, source, temperature)
 
     texts = [text("a", answer=n) for n in (5, 6, 7)] + [text("b", 0.8), text("b", answer=30), text("b", answer=8)]
-    chosen = development(texts, RunOptions(Path("o"), dev_limit=4, dev_tokens=10))
+    chosen = development(texts, 4, 10)
     assert [(t.source, len(t.tokens) - 3) for t in chosen] == [("a", 5), ("a", 6), ("b", 10), ("b", 8)]
     assert all(t.tokens == tuple(range(len(t.tokens))) and t.prompt == 3 for t in chosen)
     with pytest.raises(DraftError, match="no answer at temperature 0"):
-        development([text("b", 0.8)], RunOptions(Path("o")))
+        development([text("b", 0.8)], 40)
+
+
+def test_known_texts_are_like_the_held_out_ones() -> None:
+    def texts(source: str, *answers: int, temperature: float = 0.0) -> list[Text]:
+        return [Text(tuple(range(3 + answer)), 3, source, temperature) for answer in answers]
+
+    trained = texts("a", 30, 5, 6) + texts("c", 9) + texts("b", 7, temperature=0.8) + texts("b", 8, 9)
+    held_out = texts("b", 10) + texts("a", 4, 9) + texts("d", 4)
+    assert [(t.source, len(t.tokens) - 3) for t in like(trained, held_out)] == [("a", 10), ("a", 5), ("b", 8)]
+    assert like(texts("c", 9), held_out) == []
 
 
 def test_rows_without_ids_are_encoded_as_the_server_would(tmp_path: Path) -> None:

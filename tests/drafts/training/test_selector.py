@@ -134,9 +134,9 @@ def test_it_makes_drafts_longer_where_tokens_go_together(make, make_run, tmp_pat
     run.module.load_state_dict(run.module.state_dict() | first.module.state_dict())
     with torch.no_grad():
         run.selector.successor_codebook.weight.zero_()
-    assert run.measure() == first.measure(), "it begins without a say"
+    assert run.measure(run.dev) == first.measure(first.dev), "it begins without a say"
     assert train(run)
-    assert run.measure().tau > 1.08 * first.measure().tau
+    assert run.measure(run.dev).tau > 1.08 * first.measure(first.dev).tau
 
 
 @pytest.mark.parametrize(

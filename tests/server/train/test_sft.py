@@ -44,8 +44,25 @@ def test_a_run_leaves_a_draft_that_can_be_served(sft, target: Path, dev: Path, t
     assert (card["target"], card["target_sha"]) == ("tiny", weights_digest(target))
     assert (card["steps"], card["texts"], card["data"]) == (4, 5, ["data.jsonl"])
     assert card["development_tau"] >= 1
+    assert card["trained_tau"] is None, "nothing like the held-out answers was trained on"
     assert card["settings"]["block_size"] == 4
     assert logged(tmp_path / "out") == [1, 2, 3, 4]
+
+
+def test_short_of_texts_is_said(sft, target: Path, tmp_path: Path) -> None:
+    """One text by heart, another without anything in common with it."""
+    files = {}
+    for name, first in (("one", 30), ("other", 200)):
+        row = {"prompt_ids": [first] * 3, "response_ids": [first, first + 1, first + 2] * 8, "temperature": 0.0}
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text(json.dumps(row) + "\n")
+    sure = ("--soft", "0", "--rate", "0.02", "--warmup", "0", "--decay-share", "0", "--batch", "1")
+    result = sft("--data", files["one"], "--dev", files["other"], *sure, "--measure-every", "100", steps=100)
+    assert result.exit_code == 0, result.output
+    card = read_draft(tmp_path / "out" / "draft").card
+    told = f"τ {card['development_tau']:.3f} on held-out answers, {card['trained_tau']:.3f} on as many"
+    assert f"{told} that were trained on; more texts would help more than more steps" in result.stderr
+    assert card["trained_tau"] > 1.1 * card["development_tau"]
 
 
 def test_the_same_command_goes_on_and_then_has_nothing_to_do(sft, tmp_path: Path) -> None:

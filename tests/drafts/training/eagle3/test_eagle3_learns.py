@@ -83,7 +83,7 @@ def test_a_draft_of_a_predictable_target_is_nearly_always_right(tmp_path: Path) 
         cache=TapCache(teacher, config.taps, None),
         out=tmp_path / "run",
     )
-    assert run.measure().tau < 1.5
+    assert run.measure(run.dev).tau < 1.5
     assert run.run(lambda progress: None, lambda: False, STEPS, STEPS)
     assert run.progress.tau is not None
     assert run.progress.tau > 0.8 * (DEPTH + 1)
