@@ -104,7 +104,11 @@ def opd(
     states: States = None,
     tensorboard: TensorBoard = False,
 ) -> None:
-    """Train a DFlash draft on its own rejected tokens (Draft-OPD; arXiv 2605.29343)."""
+    """Train a draft on its own rejected tokens (Draft-OPD; arXiv 2605.29343).
+
+    The objective is the paper's. What did best on the default target is --ablate naive --hard 0.5, and as long as
+    'redraft train sft --start' helps, that helps more (docs/draft-opd.md).
+    """
     with mendable_errors():
         from redraft.drafts.training.opd_settings import OpdSettings, ablated
         from redraft.server.engine.draft_errors import as_redraft_error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from redraft.benchmarks.headline.bootstrap import Difference, difference, pooled
 from redraft.benchmarks.headline.plan import TRUNK
@@ -19,6 +20,8 @@ LAST = 0.3
 """Share of the operations, at the end, in which a draft that has plateaued gains nothing ..."""
 FLAT = 0.01
 """... that is, less than this of its τ."""
+AROUND = 0.1
+"""Share of the operations whose measurements are taken together."""
 
 Key = tuple[str, float, str]
 
@@ -98,7 +101,7 @@ def plateau(runs: Sequence[Trained]) -> tuple[bool | None, str]:
         return None, f"Whether SFT had plateaued cannot be told without measured runs of {TRUNK} and {REFERENCE}."
     alone = [(point.cost.flops, point.tau) for point in trunk.points]
     curve = alone + [(reference.before.flops + point.cost.flops, point.tau) for point in reference.points]
-    change, told = _change(curve)
+    change, told = _change(curve, settled=True)
     verdict = (
         "SFT still gained, so this is no plateau, and tells nothing of a draft that SFT no longer improves"
         if change > FLAT
@@ -114,10 +117,19 @@ def plateau(runs: Sequence[Trained]) -> tuple[bool | None, str]:
     )
 
 
-def _change(curve: Sequence[tuple[float, float]]) -> tuple[float, str]:
-    """Relative change of τ over the last ``LAST`` of the operations, from the last measurement before them."""
-    end, last = curve[-1]
-    begin, first = next(((x, y) for x, y in reversed(curve) if x <= (1 - LAST) * end), curve[0])
+def _change(curve: Sequence[tuple[float, float]], settled: bool = False) -> tuple[float, str]:
+    """Relative change of τ over the last ``LAST`` of the operations, from the last measurements before them.
+
+    At a constant rate single measurements scatter by more than ``FLAT``, so those of ``AROUND`` of the operations are
+    taken together; ``settled``: the last one is taken as it is, behind a rate that has fallen.
+    """
+    end = curve[-1][0]
+    begin = max((x for x, _ in curve if x <= (1 - LAST) * end), default=curve[0][0])
+
+    def around(place: float) -> list[float]:
+        return [y for x, y in curve if place - AROUND * end < x <= place]
+
+    first, last = fmean(around(begin)), curve[-1][1] if settled else fmean(around(end))
     change = last / first - 1
     told = f"dev τ {first:.3f} → {last:.3f} ({change:+.1%}) over the last {1 - begin / end:.0%} of operations"
     return change, f"{told} ({tflop(begin)} to {tflop(end)} TFLOP)"

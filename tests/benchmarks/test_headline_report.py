@@ -175,6 +175,14 @@ def test_draft_that_sft_no_longer_improves_is_a_plateau(tmp_path: Path, capsys: 
     assert "no plateau" not in printed
 
 
+def test_scatter_at_a_constant_rate_is_no_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up and down by 3 % around a level τ; the last one happens to be high."""
+    scattered = [(0.5 * n, 2.6 + (0.04 if n % 2 == 0 else -0.04)) for n in range(1, 13)]
+    printed, _ = report(write_runs(tmp_path / "runs", trunk=scattered), tmp_path / "out", capsys)
+    told = "dev τ 2.600 → 2.600 (+0.0%) over the last 33% of operations (4000 to 6000 TFLOP)"
+    assert f"at a constant rate: {told}" in printed
+
+
 def test_draft_that_sft_spoils_is_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed, made = report(write_runs(tmp_path / "runs", trunk=LEVEL, end=2.5), tmp_path / "out", capsys)
     assert made["plateau"] is False
