@@ -41,7 +41,7 @@ def known_tau(run: Run) -> float | None:
     if not alike or run.progress.tau is None:
         return None
     known, held_out = run.measure(alike).tau, run.progress.tau
-    more = "; more texts would help more than more steps" if known > CLEARLY_KNOWN * held_out else ""
+    more = "; it knows these by heart: more texts would help" if known > CLEARLY_KNOWN * held_out else ""
     say(f"τ {held_out:.3f} on held-out answers, {known:.3f} on as many that were trained on{more}")
     return known
 

@@ -42,8 +42,6 @@ def train(options: argparse.Namespace, command: Sequence[str]) -> None:
     bench.command = command
     card = torch.cuda.get_device_name() if bench.teacher.embedding.is_cuda else None
     told = stamp(command, card)
-    if answers:
-        write_sets(bench.out, answers, options.block_size - 1)
     for arm in wanted:
         within = options.trunk_within if arm.name == TRUNK else options.finish_within
         while arm.start and options.wait and not (bench.out / arm.start / DRAFT / "model.safetensors").is_file():
@@ -53,7 +51,8 @@ def train(options: argparse.Namespace, command: Sequence[str]) -> None:
         path = bench.out / arm.name / "evaluation.json"
         if answers and not path.is_file():
             made = told | {"arm": arm.name, "results": evaluate(bench, arm, answers)}
-            path.write_text(json.dumps(made) + "\n")
+            write_sets(bench.out, answers, options.block_size - 1)
+            path.write_text(json.dumps(made) + "\n")  # last: an arm that has it is done with
             say(
                 f"{arm.name}: "
                 + ", ".join(f"{r['set']} {r['shape']} T={r['temperature']:g} {r['tau']:.3f}" for r in made["results"])

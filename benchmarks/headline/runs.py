@@ -111,9 +111,9 @@ def require_known(chosen: Sequence[str], names: Sequence[str]) -> None:
 
 def _read_arm(folder: Path) -> Trained:
     path = folder / "draft" / "card.json"
-    card = _json(path.read_text(), str(path))
+    card = read_json(path.read_text(), str(path), dict)
     evaluation = folder / "evaluation.json"
-    told = _json(evaluation.read_text(), str(evaluation)) if evaluation.is_file() else {"results": []}
+    told = read_json(evaluation.read_text(), str(evaluation), dict) if evaluation.is_file() else {"results": []}
     try:
         before = card.get("before")
         return Trained(
@@ -155,7 +155,7 @@ def _points(path: Path) -> list[Point]:
     if not path.is_file():
         return []
     lines = path.read_text().splitlines()
-    steps = [_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    steps = [read_json(line, f"{path}:{number}", dict) for number, line in enumerate(lines, 1)]
     points, last = list[Point](), None
     for step in steps:
         if step["tau"] is not None and (step["tau"] != last or step is steps[-1]):
@@ -177,12 +177,10 @@ def read_json(text: str, place: str, kind: type[Kind]) -> Kind:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise RedraftError(f"{place}: damaged JSON ({error}); restore the file, or train the arm again") from None
+        raise RedraftError(
+            f"{place}: damaged JSON ({error}); restore the file, or remove what it belongs to and train again"
+        ) from None
     if not isinstance(found, kind):
         wanted = "object" if kind is dict else "list"
         raise RedraftError(f"{place}: a JSON {wanted} is expected, not {type(found).__name__}")
     return found
-
-
-def _json(text: str, place: str) -> dict[str, Any]:
-    return read_json(text, place, dict)

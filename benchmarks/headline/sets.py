@@ -5,6 +5,7 @@ needs no training, and how much of them loops, where any drafter shines.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def write_sets(out: Path, answers: Sequence[Answers], drafted: int) -> None:
         if _key(bare) not in found:
             found[_key(bare)] = bare | _described(some.texts, drafted)
     if len(found) > before:
-        part = out / f"{FILE}.part"
+        part = out / f"{FILE}.{os.getpid()}.part"  # another process may be at the same answers
         part.write_text(json.dumps(list(found.values())) + "\n")
         part.replace(out / FILE)
 
@@ -61,12 +62,11 @@ def set_rows(sets: Sequence[Mapping[str, Any]]) -> Rows:
 def accepted(text: Text, drafted: int) -> tuple[list[int], list[int]]:
     """How many tokens of n-gram lookup's chain of ``drafted`` and of its tree are right at every anchor of ``text``."""
     anchors = torch.tensor(text.anchors)
-    tokens = torch.tensor(text.tokens).repeat(len(anchors), 1)
     length, active = anchors + 1, torch.ones(len(anchors), dtype=torch.bool)
     # one column for every token that occurs, instead of one for every token there is
-    names, number = torch.unique(tokens[0], return_inverse=True)
+    names, number = torch.unique(torch.tensor(text.tokens), return_inverse=True)
     rows, newest = number.repeat(len(anchors), 1), torch.zeros(len(anchors), len(names), dtype=torch.int32)
-    bound = tokens.shape[1]
+    bound = len(text.tokens)
     place = length.unsqueeze(1) + torch.arange(MAX_DEPTH)
     wanted = torch.where(place < bound, rows.gather(1, place.clamp_max(bound - 1)), -1)
     # of all nodes the spine comes first; the tree keeps the best

@@ -22,6 +22,7 @@ from redraft.server.engine.target.spec import TargetSpec
 from redraft.server.engine.target.teacher import TargetTeacher
 from redraft.server.train import DRAFT, RunOptions, device_room, make_run
 from redraft.server.train_card import card
+from redraft.server.train_held_out import known_tau
 from redraft.server.train_start import Settings, kept_tokens
 
 
@@ -89,6 +90,8 @@ def train_arm(bench: Bench, arm: Arm, budget: float, finish: float) -> bool:
     dtype = torch.float32 if not run.settings.decay_share else torch.bfloat16
     command = shlex.join(Path(word).name if "/" in word else word for word in bench.command)
     noted = card(bench.target, run, bench.data, start) | {"planned_flops": budget, "command": command}
+    if bench.dev:
+        noted |= {"trained_tau": known_tau(run)}
     write_draft(folder / DRAFT, config, run.module.state_dict(), kept, noted, dtype)
     p = run.progress
     tau = "not measured" if p.tau is None else f"{p.tau:.3f}"

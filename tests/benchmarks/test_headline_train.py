@@ -93,6 +93,7 @@ def test_every_arm_spends_its_operations_to_the_nearest_step(runs: Path, arm: st
     dearest = max(after - before for before, after in pairwise(totals))
     assert abs(totals[-1] - BUDGETS[arm]) <= dearest
     assert sum(card(runs, arm)["training_flops"].values()) == totals[-1]
+    assert card(runs, arm)["trained_tau"] >= 1, "beside that of held-out answers"
     assert len(totals) - 1 == card(runs, arm)["settings"]["steps"] > 4
 
 

@@ -61,7 +61,7 @@ def test_short_of_texts_is_said(sft, target: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     card = read_draft(tmp_path / "out" / "draft").card
     told = f"τ {card['development_tau']:.3f} on held-out answers, {card['trained_tau']:.3f} on as many"
-    assert f"{told} that were trained on; more texts would help more than more steps" in result.stderr
+    assert f"{told} that were trained on; it knows these by heart: more texts would help" in result.stderr
     assert card["trained_tau"] > 1.1 * card["development_tau"]
 
 
